@@ -1,0 +1,6 @@
+//! The engine: everything that knows a cluster, and nothing that knows a terminal.
+
+pub mod clock;
+pub mod error;
+pub mod ids;
+pub mod meta;
