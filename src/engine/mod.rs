@@ -4,3 +4,5 @@ pub mod clock;
 pub mod error;
 pub mod ids;
 pub mod meta;
+pub mod objects;
+pub mod profile;
