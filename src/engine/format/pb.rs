@@ -1,7 +1,7 @@
 //! Structs generated from `assets/proto`, one module per protobuf package, and the descriptors of the same files.
 //!
 //! Decoding with these structs **drops unknown fields**. Use them to read, and to author a value that did not exist
-//! before; rewrite existing values with `wire` (law 1).
+//! before; rewrite existing values with [`wire`](super::wire) (law 1).
 
 #![allow(clippy::all, clippy::pedantic, missing_docs)]
 
