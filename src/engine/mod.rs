@@ -4,5 +4,6 @@ pub mod clock;
 pub mod error;
 pub mod ids;
 pub mod meta;
+pub mod model;
 pub mod objects;
 pub mod profile;
