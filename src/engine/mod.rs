@@ -5,5 +5,6 @@ pub mod error;
 pub mod format;
 pub mod ids;
 pub mod meta;
+pub mod model;
 pub mod objects;
 pub mod profile;
