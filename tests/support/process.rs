@@ -13,17 +13,19 @@ use std::time::{Duration, Instant};
 /// How long a server may take to answer, and to end.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `$1` is the log, the rest the command. Says the child's pid, then waits for one word: a signal's name, or the end
-/// of input, which means KILL. Reaps the child, so that its ports and files are free when the shell has ended.
+/// `$1` is the server's folder, the rest the command. Says the child's pid, then waits for one word: a signal's name.
+/// The end of input instead means that nobody needs the server and its folder any more. Reaps the child, so that its
+/// ports and files are free when the shell has ended.
 const HOLDER: &str = r#"
-log=$1; shift
-"$@" </dev/null >>"$log" 2>&1 &
+dir=$1; shift
+"$@" </dev/null >>"$dir/log" 2>&1 &
 child=$!
 echo "$child"
 exec >/dev/null
-read -r signal || signal=KILL
+if read -r signal; then dir=; else signal=KILL; fi
 kill -s "$signal" "$child" 2>/dev/null
 wait "$child" 2>/dev/null
+[ -z "$dir" ] || rm -rf -- "$dir"
 "#;
 
 /// A running child process and the shell that holds it.
@@ -35,13 +37,14 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `program args…` with output to `log`.
-    pub fn start(program: &Path, args: &[String], log: &Path) -> Process {
+    /// Starts `program args…` with output to `dir/log`. The folder is removed when the process is dropped or the
+    /// test dies, and kept by [`Process::stop`] and [`Process::kill`].
+    pub fn start(program: &Path, args: &[String], dir: &Path) -> Process {
         let mut holder = Command::new("sh")
             .arg("-c")
             .arg(HOLDER)
             .arg("sh")
-            .arg(log)
+            .arg(dir)
             .arg(program)
             .args(args)
             .stdin(Stdio::piped())
@@ -60,7 +63,7 @@ impl Process {
         Process {
             holder,
             pid,
-            log: log.to_owned(),
+            log: dir.join("log"),
         }
     }
 
@@ -101,12 +104,8 @@ impl Process {
 
     /// Asks it to end and waits until it has.
     pub fn stop(mut self) {
-        if let Some(mut stdin) = self.holder.stdin.take() {
-            // A broken pipe means that the holder has ended already.
-            let _ = stdin.write_all(b"TERM\n");
-        }
-        let ended = wait_until(PATIENCE, || self.holder_has_ended());
-        if !ended {
+        self.say("TERM");
+        if !wait_until(PATIENCE, || self.holder_has_ended()) {
             self.signal("KILL");
             panic!(
                 "pid {} did not end within {PATIENCE:?} of TERM\n{}",
@@ -117,8 +116,14 @@ impl Process {
     }
 
     /// Ends it as a power cut would, and waits until it has ended.
-    pub fn kill(self) {
-        drop(self);
+    pub fn kill(mut self) {
+        self.say("KILL");
+    }
+
+    fn say(&mut self, signal: &str) {
+        if let Some(mut stdin) = self.holder.stdin.take() {
+            writeln!(stdin, "{signal}").expect("its holder listens");
+        }
     }
 
     fn holder_has_ended(&mut self) -> bool {

@@ -187,8 +187,7 @@ impl Etcd {
             }
         }
         args.extend(self.options.extra.iter().cloned());
-        let log = self.dir.path().join("log");
-        let process = Process::start(&self.options.version.program(), &args, &log);
+        let process = Process::start(&self.options.version.program(), &args, self.dir.path());
         let metrics = self.ports.metrics.number();
         let healthy = wait_until(PATIENCE, || !process.is_alive() || is_healthy(metrics));
         assert!(
