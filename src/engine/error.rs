@@ -1,0 +1,174 @@
+//! One error type. A line of it names the thing, the cause and the fix.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// What the operator can do about it; also decides the exit code (`docs/cli.md`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The input is wrong: a flag, a name, a file. Fix it and try again.
+    Invalid,
+    /// The configuration is wrong or incomplete; the message names the key.
+    Config,
+    /// The named thing does not exist.
+    NotFound,
+    /// A condition did not hold: the name is taken, the state has moved. Look again, plan again.
+    Conflict,
+    /// Writing is not allowed now: a coordinator is alive, or our lease or epoch is lost.
+    Fenced,
+    /// Somebody else holds the file or the lock; the message says who.
+    Busy,
+    /// The server did not answer, or not in time, and nothing was changed. Safe to retry.
+    Unreachable,
+    /// The server refused our identity or rights.
+    Denied,
+    /// Bytes that should be readable are not; the message names the file and the offset.
+    Corrupt,
+    /// A store's limit is in the way (operations, bytes, compacted history, space).
+    Limit,
+    /// The write may or may not have happened. Its step marker must be read before anything else.
+    OutcomeUnknown,
+    /// The revision asked for is compacted away: list again.
+    Compacted,
+    /// This build or this attach cannot do it, and says so.
+    Unsupported,
+    /// Stopped on request.
+    Cancelled,
+    /// A defect of Falconer.
+    Internal,
+}
+
+/// The engine's error. Cheap to clone, so that a watch channel can carry it.
+#[derive(Clone)]
+pub struct Error(Arc<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    what: String,
+    context: Vec<(&'static str, String)>,
+    fix: Option<String>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+/// The engine's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// An error about `what` (thing and cause in one clause, no full stop).
+    pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
+        Self(Arc::new(Inner {
+            kind,
+            what: what.into(),
+            context: Vec::new(),
+            fix: None,
+            source: None,
+        }))
+    }
+
+    fn edit(self, change: impl FnOnce(&mut Inner)) -> Self {
+        let mut inner = match Arc::try_unwrap(self.0) {
+            Ok(inner) => inner,
+            Err(shared) => Inner {
+                kind: shared.kind,
+                what: shared.what.clone(),
+                context: shared.context.clone(),
+                fix: shared.fix.clone(),
+                source: shared.source.clone(),
+            },
+        };
+        change(&mut inner);
+        Self(Arc::new(inner))
+    }
+
+    /// Adds `name=value`, e.g. the bucket, the key, the endpoint. Never a secret.
+    #[must_use]
+    pub fn with(self, name: &'static str, value: impl fmt::Display) -> Self {
+        let value = value.to_string();
+        self.edit(|inner| inner.context.push((name, value)))
+    }
+
+    /// Says what to do about it (imperative, no full stop).
+    #[must_use]
+    pub fn fix(self, text: impl Into<String>) -> Self {
+        let text = text.into();
+        self.edit(|inner| inner.fix = Some(text))
+    }
+
+    /// Keeps the cause.
+    #[must_use]
+    pub fn caused_by(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.edit(|inner| inner.source = Some(Arc::new(source)))
+    }
+
+    /// The kind.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// What happened, without context and fix.
+    #[must_use]
+    pub fn what(&self) -> &str {
+        &self.0.what
+    }
+
+    /// The advice, if there is one.
+    #[must_use]
+    pub fn advice(&self) -> Option<&str> {
+        self.0.fix.as_deref()
+    }
+
+    /// The value of a context entry.
+    #[must_use]
+    pub fn context(&self, name: &str) -> Option<&str> {
+        self.0
+            .context
+            .iter()
+            .find(|(n, _)| *n == name)
+            .map(|(_, v)| v.as_str())
+    }
+
+    /// Whether the same call may be made again without harm and with hope.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        self.0.kind == ErrorKind::Unreachable
+    }
+}
+
+/// One line: what, context, cause, fix.
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.what)?;
+        for (i, (name, value)) in self.0.context.iter().enumerate() {
+            write!(f, "{}{name}={value}", if i == 0 { " (" } else { ", " })?;
+        }
+        if !self.0.context.is_empty() {
+            f.write_str(")")?;
+        }
+        if let Some(source) = &self.0.source {
+            let cause = source.to_string().replace('\n', " ");
+            if !cause.is_empty() && !self.0.what.contains(&cause) {
+                write!(f, ": {cause}")?;
+            }
+        }
+        if let Some(fix) = &self.0.fix {
+            write!(f, "; {fix}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.0.kind)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0
+            .source
+            .as_deref()
+            .map(|s| s as &(dyn std::error::Error + 'static))
+    }
+}
