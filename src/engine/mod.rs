@@ -2,7 +2,9 @@
 
 pub mod clock;
 pub mod error;
+pub mod format;
 pub mod ids;
 pub mod meta;
+pub mod model;
 pub mod objects;
 pub mod profile;
