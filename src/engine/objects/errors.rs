@@ -51,7 +51,8 @@ pub(super) fn diagnose(e: &object_store::Error) -> Diagnosis {
     let mut bare_redirect = false;
     let mut http: Option<HttpErrorKind> = None;
     let mut os: Option<(io::ErrorKind, String)> = None;
-    let mut text = String::new();
+    let mut last = String::new();
+    let mut everything = String::new();
     let mut below: Option<&(dyn StdError + 'static)> = Some(e);
     while let Some(at) = below {
         let line = at.to_string();
@@ -65,10 +66,11 @@ pub(super) fn diagnose(e: &object_store::Error) -> Diagnosis {
         if let Some(i) = at.downcast_ref::<io::Error>() {
             os = Some((i.kind(), line.clone()));
         }
-        text = line;
+        everything.push_str(&line);
+        everything.push(' ');
+        last = line;
         below = at.source();
     }
-    let whole = e.to_string();
     if let Some(answer) = answer {
         let cause = answer.cause(e);
         return Diagnosis {
@@ -94,8 +96,8 @@ pub(super) fn diagnose(e: &object_store::Error) -> Diagnosis {
         object_store::Error::NotImplemented { .. } | object_store::Error::NotSupported { .. } => {
             (Cause::NotSupported, "this store cannot do it".into())
         }
-        object_store::Error::InvalidPath { .. } => (Cause::BadKey, quote(&whole)),
-        _ => network(http, os, &whole, &text),
+        object_store::Error::InvalidPath { .. } => (Cause::BadKey, quote(&last)),
+        _ => network(http, os, &everything.to_lowercase(), &last),
     };
     Diagnosis { cause, detail }
 }
@@ -104,10 +106,9 @@ pub(super) fn diagnose(e: &object_store::Error) -> Diagnosis {
 fn network(
     http: Option<HttpErrorKind>,
     os: Option<(io::ErrorKind, String)>,
-    whole: &str,
+    lower: &str,
     last: &str,
 ) -> (Cause, String) {
-    let lower = format!("{whole} {last}").to_lowercase();
     if lower.contains("169.254.169.254") || lower.contains("metadata.google.internal") {
         return (
             Cause::NoIdentity,
@@ -115,7 +116,7 @@ fn network(
         );
     }
     let tls = ["certificate", "tls", "ssl", "invalidcontenttype"];
-    if http == Some(HttpErrorKind::Connect) && lower.contains("dns error") {
+    if http.is_some() && (lower.contains("dns error") || lower.contains("failed to lookup")) {
         return (Cause::UnknownHost, "the host name is not known".into());
     }
     if http.is_some() && tls.iter().any(|word| lower.contains(word)) {
@@ -163,10 +164,7 @@ impl Answer {
                 let (status, body) = rest.split_once(": ").unwrap_or((rest, ""));
                 (status.get(..3)?.parse().ok()?, body)
             } else {
-                (
-                    200,
-                    line.strip_prefix("Server returned error response: ")?,
-                )
+                (200, line.strip_prefix("Server returned error response: ")?)
             };
         let message = element(body, "Message")
             .or_else(|| field(body, "message"))
@@ -184,7 +182,9 @@ impl Answer {
     fn cause(&self, e: &object_store::Error) -> Cause {
         let says = |part: &str| self.message.to_lowercase().contains(part);
         match self.code.as_str() {
-            "NoSuchBucket" | "ContainerNotFound" | "ContainerBeingDeleted"
+            "NoSuchBucket"
+            | "ContainerNotFound"
+            | "ContainerBeingDeleted"
             | "InvalidBucketName" => Cause::NoSuchBucket,
             "notFound" if says("bucket") => Cause::NoSuchBucket,
             "NoSuchKey" | "BlobNotFound" | "notFound" => Cause::NoSuchObject,
@@ -202,8 +202,11 @@ impl Answer {
             "EntityTooLarge" => Cause::TooLargeToCopy,
             "InvalidRequest" if says("copy source is larger") => Cause::TooLargeToCopy,
             "RequestTimeout" => Cause::Timeout,
-            "AccessDenied" | "AccountIsDisabled" | "AuthorizationFailure"
-            | "AuthorizationPermissionMismatch" | "AllAccessDisabled" => Cause::AccessDenied,
+            "AccessDenied"
+            | "AccountIsDisabled"
+            | "AuthorizationFailure"
+            | "AuthorizationPermissionMismatch"
+            | "AllAccessDisabled" => Cause::AccessDenied,
             _ => match (e, self.status) {
                 (object_store::Error::NotFound { .. }, _) => Cause::NoSuchObject,
                 (object_store::Error::AlreadyExists { .. }, _) | (_, 409 | 412) => Cause::Exists,
@@ -347,8 +350,13 @@ impl Cause {
                 "if every object is missing, check the folder (localStorage.path or --bucket)"
                     .into(),
             ),
-            Self::AccessDenied => Some("check the owner and the rights of the folder (localStorage.path or --bucket)".into()),
-            Self::NoSpace => Some("free space on the disk of the folder (localStorage.path or --bucket)".into()),
+            Self::AccessDenied => Some(
+                "check the owner and the rights of the folder (localStorage.path or --bucket)"
+                    .into(),
+            ),
+            Self::NoSpace => {
+                Some("free space on the disk of the folder (localStorage.path or --bucket)".into())
+            }
             _ => None,
         }
     }
@@ -368,7 +376,10 @@ impl Diagnosis {
     pub(super) fn into_unknown(self, doing: &str, thing: &str, place: &Place) -> Error {
         let error = Error::new(
             ErrorKind::OutcomeUnknown,
-            format!("{doing} {thing} may or may not have happened: {}", self.detail),
+            format!(
+                "{doing} {thing} may or may not have happened: {}",
+                self.detail
+            ),
         );
         self.finish(error, place)
     }
