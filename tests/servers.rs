@@ -51,14 +51,14 @@ fn the_captured_cluster_is_whole() {
     assert_eq!(databases.len(), 2);
 }
 
-#[tokio::test]
-async fn etcd_3_4_keeps_a_key_over_stop_and_kill() {
-    keeps_a_key_over_stop_and_kill(EtcdVersion::V34).await;
+#[test]
+fn etcd_3_4_keeps_a_key_over_stop_and_kill() {
+    block_on(keeps_a_key_over_stop_and_kill(EtcdVersion::V34));
 }
 
-#[tokio::test]
-async fn etcd_3_5_keeps_a_key_over_stop_and_kill() {
-    keeps_a_key_over_stop_and_kill(EtcdVersion::V35).await;
+#[test]
+fn etcd_3_5_keeps_a_key_over_stop_and_kill() {
+    block_on(keeps_a_key_over_stop_and_kill(EtcdVersion::V35));
 }
 
 #[allow(

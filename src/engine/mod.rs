@@ -3,8 +3,11 @@
 pub mod clock;
 pub mod error;
 pub mod format;
+pub mod handle;
 pub mod ids;
+pub mod jobs;
 pub mod meta;
 pub mod model;
 pub mod objects;
+pub mod plan;
 pub mod profile;

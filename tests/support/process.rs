@@ -1,7 +1,7 @@
 //! A server as a child process that cannot outlive its test: a small shell holds it, and ends it when the shell's
 //! standard input closes, which also happens when the test process is killed.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt as _;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long a server may take to answer, and to end.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// `$1` is the server's folder, the rest the command. Says the child's pid, then waits for one word: a signal's name.
 /// The end of input instead means that nobody needs the server and its folder any more. Reaps the child, so that its
@@ -225,12 +225,11 @@ pub fn program(variable: &str, in_lab: &str, what: &str) -> PathBuf {
         },
         PathBuf::from,
     );
-    if File::open(&path).is_err() {
-        panic!(
-            "{what} not found at {}: run tools/test (it fetches it), or point {variable} at it",
-            path.display()
-        );
-    }
+    assert!(
+        path.is_file(),
+        "{what} not found at {}: run tools/test (it fetches it), or point {variable} at it",
+        path.display()
+    );
     path
 }
 
