@@ -2,5 +2,12 @@
 
 pub mod clock;
 pub mod error;
+pub mod format;
+pub mod handle;
 pub mod ids;
+pub mod jobs;
 pub mod meta;
+pub mod model;
+pub mod objects;
+pub mod plan;
+pub mod profile;

@@ -1,0 +1,178 @@
+//! The door between the engine and its clients. State goes through `watch` (latest wins), questions through `oneshot`,
+//! facts that happened once through `broadcast`. Nothing the engine sends can block it or grow without bound.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use super::error::{Error, ErrorKind, Result};
+use super::ids::{JobId, MetaKey, MetaRev, UnixMs};
+use super::model::catalog::Catalog;
+use super::model::jobs::JobsView;
+use super::plan::{Intent, Plan};
+
+/// The connection, as the header shows it.
+#[derive(Clone, Debug)]
+pub enum Conn {
+    /// Not there yet.
+    Connecting {
+        /// From 1.
+        attempt: u32,
+        /// Why the last one failed.
+        why: Option<Error>,
+    },
+    /// First listing.
+    Syncing {
+        /// Keys so far.
+        keys: u64,
+    },
+    /// Following.
+    Live {
+        /// Revision shown.
+        rev: MetaRev,
+        /// When the store was last heard.
+        heard: UnixMs,
+    },
+    /// What is on screen is old.
+    Stale {
+        /// Since when.
+        since: UnixMs,
+        /// Why.
+        why: Error,
+        /// Next try in.
+        next: Duration,
+    },
+    /// A dump: nothing will change.
+    Static {
+        /// Revision of the dump.
+        rev: MetaRev,
+    },
+}
+
+/// Something that happened once.
+#[derive(Clone, Debug)]
+pub struct Notice {
+    /// When.
+    pub at: UnixMs,
+    /// Good, or not.
+    pub bad: bool,
+    /// One line.
+    pub text: String,
+}
+
+/// A raw key with its value and its reading.
+#[derive(Clone, Debug)]
+pub struct RawValue {
+    /// The key.
+    pub key: MetaKey,
+    /// The bytes, `None` when the key does not exist.
+    pub value: Option<bytes::Bytes>,
+    /// Creation and last revision, version, lease.
+    pub revs: (MetaRev, MetaRev, i64, i64),
+    /// What the key is, e.g. `data.SegmentInfo`.
+    pub family: String,
+    /// The value decoded to a JSON tree, secrets masked; `Err` says why it cannot be.
+    pub decoded: std::result::Result<serde_json::Value, String>,
+}
+
+/// A question or an order.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// Make a plan.
+    Plan(Intent),
+    /// Apply the plan with this hash, as confirmed by typing this.
+    Apply {
+        /// [`Plan::hash`].
+        hash: String,
+        /// What was typed.
+        typed: String,
+    },
+    /// Stop a job and take back what it did.
+    Cancel(JobId),
+    /// Bytes a second for a job's copies; `None` = no limit.
+    Throttle(JobId, Option<u64>),
+    /// How many copies a job runs at once.
+    Parallel(JobId, u32),
+    /// One key, decoded.
+    Raw(MetaKey),
+    /// Everything known of a snapshot: metadata JSON and manifests read, bytes by kind, missing objects.
+    SnapshotDetail(super::ids::SnapshotId),
+    /// Health checks; `deep` compares the bucket's listing with every reference.
+    Doctor {
+        /// Compare listings.
+        deep: bool,
+    },
+}
+
+/// An answer.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// To [`Request::Plan`].
+    Planned(Arc<Plan>),
+    /// To [`Request::Apply`]: the job that runs.
+    Accepted(JobId),
+    /// To [`Request::Cancel`], [`Request::Throttle`] and [`Request::Parallel`].
+    Done,
+    /// To [`Request::Raw`].
+    Raw(Arc<RawValue>),
+    /// A tree to show, secrets masked.
+    Tree(Arc<serde_json::Value>),
+}
+
+/// A request on its way.
+pub struct Envelope {
+    /// What is asked.
+    pub request: Request,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Result<Reply>>,
+}
+
+/// What a client holds. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    /// Requests; bounded.
+    pub requests: mpsc::Sender<Envelope>,
+    /// The read model.
+    pub catalog: watch::Receiver<Arc<Catalog>>,
+    /// Our jobs.
+    pub jobs: watch::Receiver<Arc<JobsView>>,
+    /// The connection.
+    pub conn: watch::Receiver<Conn>,
+    /// What happened.
+    pub notices: broadcast::Sender<Notice>,
+    /// Where we are: profile name, metadata and bucket in one masked line each, and whether writing is possible.
+    pub place: Arc<Place>,
+    /// The clock of the engine: ages on screen use it.
+    pub clock: Arc<dyn super::clock::Clock>,
+}
+
+/// For the header.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Profile name.
+    pub profile: String,
+    /// `embedded`, `cluster`, `dump`.
+    pub attach: &'static str,
+    /// e.g. `etcd http://127.0.0.1:2379 by-dev/meta`.
+    pub meta: String,
+    /// e.g. `a-bucket/files at http://…`; `none` without one.
+    pub bucket: String,
+    /// Why nothing can be written, or `None`.
+    pub read_only: Option<String>,
+}
+
+impl Handle {
+    /// Asks and waits for the answer.
+    pub async fn request(&self, request: Request) -> Result<Reply> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || {
+            Error::new(ErrorKind::Internal, "the engine has stopped").fix("start Falconer again")
+        };
+        self.requests
+            .send(Envelope { request, reply })
+            .await
+            .map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}

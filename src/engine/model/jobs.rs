@@ -1,0 +1,108 @@
+//! What a job looks like from outside: plain data for screens and the CLI. The step machines live in `jobs`.
+
+use std::sync::Arc;
+
+use crate::engine::ids::{CollectionId, JobId, UnixMs};
+
+/// Our own jobs, newest first. Foreign ones are [`Task`](super::data::Task)s.
+#[derive(Clone, Debug, Default)]
+pub struct JobsView {
+    /// All that are known, running and ended.
+    pub jobs: Vec<Arc<JobInfo>>,
+}
+
+/// A kind of job.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobKind {
+    /// Snapshot create.
+    CreateSnapshot,
+    /// Snapshot drop.
+    DropSnapshot,
+    /// Restore into a new collection.
+    Restore,
+    /// One garbage collection pass.
+    Gc,
+    /// Building the demo cluster.
+    Demo,
+}
+
+/// Where a job stands. *Completed* is not *Verified* (law 7).
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum JobState {
+    /// Accepted, not begun.
+    Pending,
+    /// A step is running.
+    Running,
+    /// Taking back what it did.
+    Undoing,
+    /// Published; not verified yet.
+    Completed,
+    /// Published and checked.
+    Verified,
+    /// Ended with an error; what it made has been taken back, or is labelled.
+    Failed,
+    /// Stopped on request and taken back.
+    Cancelled,
+}
+
+impl JobState {
+    /// Whether nothing more will happen by itself.
+    #[must_use]
+    pub const fn ended(self) -> bool {
+        matches!(self, Self::Verified | Self::Failed | Self::Cancelled)
+    }
+}
+
+/// Counters of a job. Totals are 0 while unknown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Progress {
+    /// Segments done and all.
+    pub segments: (u64, u64),
+    /// Files done and all.
+    pub files: (u64, u64),
+    /// Bytes done and all.
+    pub bytes: (u64, u64),
+    /// Bytes a second over the last seconds.
+    pub rate: f64,
+    /// Milliseconds left by that rate.
+    pub eta_ms: Option<u64>,
+}
+
+/// One job.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct JobInfo {
+    /// Its id: from the cluster's allocator, so that records in the root can carry it.
+    pub id: JobId,
+    /// Kind.
+    pub kind: JobKind,
+    /// One line: `restore books@nightly → books_copy`.
+    pub title: String,
+    /// State.
+    pub state: JobState,
+    /// The step it is in, in words.
+    pub step: String,
+    /// Steps done and all.
+    pub steps: (u32, u32),
+    /// Counters.
+    pub progress: Progress,
+    /// Collection it makes or works on.
+    pub collection: Option<CollectionId>,
+    /// Begin.
+    pub started: UnixMs,
+    /// Last movement: a stuck job is one whose time stands still.
+    pub moved: UnixMs,
+    /// End.
+    pub ended: Option<UnixMs>,
+    /// The first true error.
+    pub error: Option<String>,
+    /// What it found or decided, in order; bounded.
+    pub notes: Vec<String>,
+    /// It was taken up again after a crash: `resumed` or `undone`, and why.
+    pub recovered: Option<String>,
+}

@@ -1,0 +1,6 @@
+//! The read model: what the keys mean. Pure: no I/O, no clock (time is a parameter), no tokio.
+
+pub mod catalog;
+pub mod data;
+pub mod jobs;
+pub mod resource;

@@ -1,0 +1,149 @@
+//! Intent → [`Plan`] → shown → confirmed → executed: the one write path (law 2). This file is what a screen or a CLI sees of it.
+
+pub mod execute;
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::ids::{CollectionId, JobId, MetaRev, SnapshotId};
+
+/// What an operator wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "intent", rename_all = "kebab-case")]
+pub enum Intent {
+    /// Create a snapshot (`spec/snapshot.md` §3.2, §4).
+    CreateSnapshot {
+        /// Of this collection.
+        collection: CollectionId,
+        /// Name, checked exactly as stored (§3.3).
+        name: String,
+        /// Description.
+        description: String,
+        /// Seconds of compaction protection, 0 for none.
+        protection_secs: u64,
+    },
+    /// Drop a snapshot (§3.5).
+    DropSnapshot {
+        /// This one.
+        snapshot: SnapshotId,
+    },
+    /// Restore a snapshot into a new collection (§5).
+    Restore {
+        /// This one.
+        snapshot: SnapshotId,
+        /// Target database, by name.
+        database: String,
+        /// Target collection: must not exist, neither as a name nor as an alias.
+        collection: String,
+    },
+    /// One garbage collection pass (§6).
+    Gc {
+        /// Only this collection; all when absent.
+        collection: Option<CollectionId>,
+        /// Only these rules; all when empty.
+        rules: BTreeSet<String>,
+    },
+    /// Stop a job and take back what it did.
+    CancelJob {
+        /// This one.
+        job: JobId,
+    },
+    /// Build the demo cluster in an empty embedded store.
+    Demo,
+}
+
+/// How hard it is to reverse, hence how much confirmation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Danger {
+    /// Adds something; undone by dropping it. Enter.
+    Low,
+    /// Changes or removes something that can be made again. `y`.
+    Medium,
+    /// Removes data. Type the name.
+    High,
+}
+
+/// One check made while planning.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was checked, e.g. `target name is free`.
+    pub name: String,
+    /// `None` = it holds; else why not.
+    pub failed: Option<String>,
+    /// What was seen.
+    pub detail: String,
+}
+
+/// One key that will be written, for the diff.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyChange {
+    /// The key, relative to the meta root.
+    pub key: String,
+    /// Decoded value now, one field a line; `None` = absent.
+    pub before: Option<String>,
+    /// Decoded value afterwards; `None` = deleted.
+    pub after: Option<String>,
+}
+
+/// What happens to objects.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectChange {
+    /// Written.
+    pub puts: u64,
+    /// Copied inside the store.
+    pub copies: u64,
+    /// Bytes copied.
+    pub copy_bytes: u64,
+    /// Deleted.
+    pub deletes: u64,
+    /// Bytes deleted.
+    pub delete_bytes: u64,
+    /// Some of the keys, for the eye.
+    pub samples: Vec<String>,
+}
+
+/// What would happen, in full, before anything does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The intent it answers.
+    pub intent: Intent,
+    /// One line.
+    pub title: String,
+    /// Preflight. A plan with a failed check cannot be applied.
+    pub checks: Vec<Check>,
+    /// What will be done, in order, in words.
+    pub steps: Vec<String>,
+    /// Metadata diff, as far as it is known before ids are taken.
+    pub changes: Vec<KeyChange>,
+    /// Object operations.
+    pub objects: ObjectChange,
+    /// What is left out or may surprise (rows outside the boundary, …).
+    pub warnings: Vec<String>,
+    /// How to undo it.
+    pub undo: String,
+    /// Danger.
+    pub danger: Danger,
+    /// What must be typed when danger is high.
+    pub type_to_confirm: Option<String>,
+    /// The metadata revision it was made at.
+    pub based_on: MetaRev,
+    /// Keys it rests on, with their revisions: apply refuses when one has moved.
+    pub rests_on: Vec<(String, MetaRev)>,
+    /// Hash over everything above; what `apply` is given.
+    pub hash: String,
+}
+
+impl Plan {
+    /// The checks that failed.
+    pub fn failures(&self) -> impl Iterator<Item = &Check> {
+        self.checks.iter().filter(|c| c.failed.is_some())
+    }
+
+    /// Whether it may be applied.
+    #[must_use]
+    pub fn applicable(&self) -> bool {
+        self.failures().next().is_none()
+    }
+}

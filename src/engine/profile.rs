@@ -1,0 +1,171 @@
+//! Where a cluster is: what [`Engine::open`](super::Engine::open) is given once every flag, file and variable has been resolved.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+/// Everything the engine needs to attach.
+#[derive(Clone, Debug)]
+pub struct Profile {
+    /// The name shown in the header.
+    pub name: String,
+    /// Where the metadata is.
+    pub meta: MetaProfile,
+    /// Where the objects are; `None` only for a dump without a bucket.
+    pub objects: Option<ObjectProfile>,
+    /// Key roots.
+    pub roots: Roots,
+    /// Whether writing is allowed at all. A read-only engine is built without a writer.
+    pub access: Access,
+}
+
+/// Read only, or also write (which still needs a plan, a confirmation and the fence).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// No writer is built.
+    ReadOnly,
+    /// The executor gets a writer.
+    ReadWrite,
+}
+
+/// The metadata store.
+#[derive(Clone, Debug)]
+pub enum MetaProfile {
+    /// A redb file.
+    Embedded {
+        /// The file; made when missing.
+        file: PathBuf,
+    },
+    /// In memory, gone at exit.
+    Memory,
+    /// Real etcd.
+    Etcd(EtcdProfile),
+    /// A dump in JSON lines (`key_b64`, `value_b64`, `mod_revision`), plain or gzip. Read only.
+    Dump {
+        /// The file.
+        file: PathBuf,
+    },
+}
+
+/// How to reach etcd.
+#[derive(Clone, Debug)]
+pub struct EtcdProfile {
+    /// URLs, `http://` or `https://`, all members of one cluster (`etcd.endpoints`).
+    pub endpoints: Vec<String>,
+    /// `etcd.auth.userName` and `etcd.auth.password`.
+    pub user: Option<(String, SecretString)>,
+    /// `etcd.ssl.*`.
+    pub tls: Option<TlsProfile>,
+    /// Deadline of one call (`etcd.requestTimeout`, 10 s).
+    pub request_timeout: Duration,
+    /// Deadline of a connect (5 s).
+    pub dial_timeout: Duration,
+}
+
+/// TLS towards etcd. With neither `cert` nor `key` it is server-only.
+#[derive(Clone, Debug, Default)]
+pub struct TlsProfile {
+    /// `etcd.ssl.tlsCACert`; the system's roots when absent.
+    pub ca: Option<PathBuf>,
+    /// `etcd.ssl.tlsCert`.
+    pub cert: Option<PathBuf>,
+    /// `etcd.ssl.tlsKey`.
+    pub key: Option<PathBuf>,
+    /// Name to expect in the server's certificate when it is not the host.
+    pub domain: Option<String>,
+}
+
+/// Key roots (`spec/layout.md` §1.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Roots {
+    /// `etcd.rootPath`.
+    pub root: String,
+    /// `etcd.metaSubPath`.
+    pub meta: String,
+    /// `etcd.kvSubPath`.
+    pub kv: String,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self {
+            root: "by-dev".into(),
+            meta: "meta".into(),
+            kv: "kv".into(),
+        }
+    }
+}
+
+/// The object store.
+#[derive(Clone, Debug)]
+pub struct ObjectProfile {
+    /// Which kind, and how to reach it.
+    pub kind: ObjectKind,
+    /// `minio.rootPath` without leading and trailing slash (may be empty), or the absolute `localStorage.path` when
+    /// [`ObjectKind::Local`] has `absolute` keys. What Milvus calls the chunk manager's root: `B/` in `spec/layout.md`.
+    pub root: String,
+}
+
+/// A kind of object store.
+#[derive(Clone, Debug)]
+pub enum ObjectKind {
+    /// In memory, gone at exit.
+    Memory,
+    /// A local folder.
+    Local {
+        /// The folder that stands for the bucket.
+        dir: PathBuf,
+        /// Keys are absolute paths, as Milvus writes them when `common.storageType` is `local`; else they are
+        /// relative to `dir`, as in a bucket, so that the folder can be moved.
+        absolute: bool,
+    },
+    /// S3 and compatible.
+    S3(S3Profile),
+    /// Azure blob storage.
+    Azure {
+        /// Account (`minio.accessKeyID`).
+        account: String,
+        /// Key (`minio.secretAccessKey`); `None` uses the environment's identity.
+        key: Option<SecretString>,
+        /// Container (`minio.bucketName`).
+        container: String,
+        /// Endpoint with scheme, account included, if not the public cloud.
+        endpoint: Option<String>,
+        /// Longest silence of the server (`minio.requestTimeoutMs`).
+        request_timeout: Duration,
+    },
+    /// Google cloud storage, native.
+    Gcs {
+        /// `minio.bucketName`.
+        bucket: String,
+        /// `minio.gcpCredentialJSON`; `None` uses the environment's identity.
+        credential_json: Option<SecretString>,
+        /// Endpoint, if not the public one.
+        endpoint: Option<String>,
+        /// Longest silence of the server (`minio.requestTimeoutMs`).
+        request_timeout: Duration,
+    },
+}
+
+/// How to reach S3.
+#[derive(Clone, Debug)]
+pub struct S3Profile {
+    /// `minio.address` and `minio.port` with scheme; `None` = AWS.
+    pub endpoint: Option<String>,
+    /// `minio.bucketName`.
+    pub bucket: String,
+    /// `minio.region`; `us-east-1` when empty.
+    pub region: String,
+    /// `minio.accessKeyID` and `minio.secretAccessKey`; `None` uses the environment's identity (`minio.useIAM`).
+    pub credentials: Option<(String, SecretString)>,
+    /// `minio.useVirtualHost`; path style otherwise.
+    pub virtual_host: bool,
+    /// `minio.ssl.tlsCACert`.
+    pub ca: Option<PathBuf>,
+    /// Longest silence of the server (`minio.requestTimeoutMs`, [`REQUEST_TIMEOUT`]).
+    pub request_timeout: Duration,
+}
+
+/// Default of `minio.requestTimeoutMs` and `etcd.requestTimeout` (`spec/layout.md` §10.2).
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
