@@ -2,5 +2,9 @@
 
 pub mod catalog;
 pub mod data;
+mod ingest;
 pub mod jobs;
+pub mod keyindex;
+pub mod names;
 pub mod resource;
+pub mod totals;
