@@ -305,7 +305,11 @@ pub fn offline(command: &Command) -> bool {
 }
 
 /// Runs a command that needs no engine.
-pub fn run_offline(command: &Command, settings: &[crate::config::Setting], out: &mut dyn Write) -> Result<()> {
+pub fn run_offline(
+    command: &Command,
+    settings: &[crate::config::Setting],
+    out: &mut dyn Write,
+) -> Result<()> {
     match command {
         Command::Completions { shell } => {
             let mut buffer = Vec::new();
@@ -313,7 +317,10 @@ pub fn run_offline(command: &Command, settings: &[crate::config::Setting], out: 
             output::raw(out, &buffer)
         }
         Command::Config(args) => output::settings(out, settings, args.output),
-        _ => Err(Error::new(ErrorKind::Internal, "this command needs an engine")),
+        _ => Err(Error::new(
+            ErrorKind::Internal,
+            "this command needs an engine",
+        )),
     }
 }
 
@@ -328,10 +335,13 @@ pub async fn run(command: Command, handle: Handle, out: &mut (dyn Write + Send))
         Command::Restore(command) => verbs::restore(&mut handle, command, out).await,
         Command::Gc(command) => verbs::gc(&mut handle, command, out).await,
         Command::Doctor(args) => verbs::doctor(&handle, args, out).await,
-        Command::Demo(apply) => jobs::apply(&mut handle, crate::engine::plan::Intent::Demo, &apply, out).await,
-        Command::Config(_) | Command::Completions { .. } => {
-            Err(Error::new(ErrorKind::Internal, "this command needs no engine"))
+        Command::Demo(apply) => {
+            jobs::apply(&mut handle, crate::engine::plan::Intent::Demo, &apply, out).await
         }
+        Command::Config(_) | Command::Completions { .. } => Err(Error::new(
+            ErrorKind::Internal,
+            "this command needs no engine",
+        )),
     }
 }
 
@@ -341,12 +351,18 @@ async fn ready(handle: &mut Handle) -> Result<()> {
         let state = handle.conn.borrow_and_update().clone();
         match state {
             Conn::Live { .. } | Conn::Static { .. } => return Ok(()),
-            Conn::Connecting { attempt, why: Some(why) } if attempt > 2 || !why.is_transient() => return Err(why),
+            Conn::Connecting {
+                attempt,
+                why: Some(why),
+            } if attempt > 2 || !why.is_transient() => return Err(why),
             Conn::Stale { why, .. } => return Err(why),
             Conn::Connecting { .. } | Conn::Syncing { .. } => {}
         }
         if handle.conn.changed().await.is_err() {
-            return Err(Error::new(ErrorKind::Internal, "the engine stopped before the first listing was complete"));
+            return Err(Error::new(
+                ErrorKind::Internal,
+                "the engine stopped before the first listing was complete",
+            ));
         }
     }
 }
