@@ -667,3 +667,9 @@ fn row(family: Family) -> String {
         family.title()
     )
 }
+
+/// A catalog of 100,000s of segments holds a key for each of their logs.
+#[test]
+fn a_key_stays_small() {
+    assert!(size_of::<Key>() <= 72, "{} bytes", size_of::<Key>());
+}
