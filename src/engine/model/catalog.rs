@@ -115,9 +115,11 @@ impl Catalog {
 
     /// Every place where a segment id stands: one in a healthy cluster.
     pub fn segment_places(&self, id: SegmentId) -> impl Iterator<Item = (SegmentKey, &Segment)> {
-        let all = (id, CollectionId(LOW), PartitionId(LOW))
-            ..=(id, CollectionId(HIGH), PartitionId(HIGH));
-        self.segments.range(all).map(|(key, entry)| (*key, &entry.row))
+        let all =
+            (id, CollectionId(LOW), PartitionId(LOW))..=(id, CollectionId(HIGH), PartitionId(HIGH));
+        self.segments
+            .range(all)
+            .map(|(key, entry)| (*key, &entry.row))
     }
 
     /// All segments by id.

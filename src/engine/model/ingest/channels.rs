@@ -34,7 +34,10 @@ impl ChannelPieces {
 /// Owner, term and revision of a physical channel.
 pub(in crate::engine::model) type Owner = (Option<(NodeId, i64)>, MetaRev);
 
-fn upsert<K: PartialEq + Ord + Clone>(list: &mut Vec<(K, Enum, MetaRev)>, item: (K, Enum, MetaRev)) {
+fn upsert<K: PartialEq + Ord + Clone>(
+    list: &mut Vec<(K, Enum, MetaRev)>,
+    item: (K, Enum, MetaRev),
+) {
     match list.binary_search_by(|old| old.0.cmp(&item.0)) {
         Ok(at) => list[at] = item,
         Err(at) => list.insert(at, item),
@@ -149,7 +152,10 @@ impl Catalog {
             return;
         }
         for name in self.channel_pieces.keys() {
-            if dirty.pchannels.contains(ChannelName::parse(&name.0).pchannel()) {
+            if dirty
+                .pchannels
+                .contains(ChannelName::parse(&name.0).pchannel())
+            {
                 dirty.channels.insert(name.clone());
             }
         }
