@@ -4,7 +4,9 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub mod certs;
+pub mod faults;
 pub mod lab;
+pub mod mem;
 pub mod process;
 pub mod s3;
 pub mod servers;

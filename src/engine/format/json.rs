@@ -76,19 +76,28 @@ pub fn to_value(message: &DynamicMessage) -> Result<serde_json::Value> {
 }
 
 /// Reads protojson. Members this version does not know are ignored, as Milvus does; 64-bit numbers may be bare or
-/// quoted; names may be proto or lowerCamel.
+/// quoted; names may be proto or lowerCamel. The error names the byte offset.
 pub fn parse(full_name: &str, text: &[u8]) -> Result<DynamicMessage> {
     let mut reader = serde_json::Deserializer::from_slice(text);
     let options = DeserializeOptions::new().deny_unknown_fields(false);
-    let message =
-        DynamicMessage::deserialize_with_options(descriptor(full_name)?, &mut reader, &options)
-            .and_then(|message| reader.end().map(|()| message))
-            .map_err(|cause| {
-                Error::new(ErrorKind::Corrupt, "not the JSON form of its message")
-                    .with("message", full_name)
-                    .caused_by(cause)
-            })?;
-    Ok(message)
+    DynamicMessage::deserialize_with_options(descriptor(full_name)?, &mut reader, &options)
+        .and_then(|message| reader.end().map(|()| message))
+        .map_err(|cause| {
+            Error::new(ErrorKind::Corrupt, "not the JSON form of its message")
+                .with("message", full_name)
+                .with("offset", offset(text, &cause))
+                .caused_by(cause)
+        })
+}
+
+/// serde_json counts lines and columns from 1; column 0 is the line's beginning.
+fn offset(text: &[u8], cause: &serde_json::Error) -> usize {
+    let before: usize = text
+        .split_inclusive(|b| *b == b'\n')
+        .take(cause.line().saturating_sub(1))
+        .map(<[u8]>::len)
+        .sum();
+    (before + cause.column().saturating_sub(1)).min(text.len())
 }
 
 /// A generated struct as a dynamic message of `full_name`.

@@ -164,10 +164,11 @@ impl Catalog {
     /// Joins one channel again.
     pub(super) fn settle_channel(&mut self, name: &VChannel) {
         let Some(pieces) = self.channel_pieces.get(name) else {
-            if let Some(old) = self.channels.remove(name)
-                && let Some(collection) = old.collection
-            {
-                self.channels_of.remove(&(collection, name.clone()));
+            if let Some(old) = self.channels.remove(name) {
+                if let Some(collection) = old.collection {
+                    self.channels_of.remove(&(collection, name.clone()));
+                }
+                self.note_checkpoint(name, old.checkpoint, None);
             }
             return;
         };
@@ -192,14 +193,28 @@ impl Catalog {
             listed: !pieces.listed_by.is_empty(),
             rev: own.into_iter().flatten().max().unwrap_or_default(),
         };
-        if let Some(old) = self.channels.insert(name.clone(), Arc::new(row))
-            && let Some(old) = old.collection
+        let checkpoint = row.checkpoint;
+        let before = self.channels.insert(name.clone(), Arc::new(row));
+        if let Some(old) = before.as_ref().and_then(|b| b.collection)
             && Some(old) != collection
         {
             self.channels_of.remove(&(old, name.clone()));
         }
+        self.note_checkpoint(name, before.and_then(|b| b.checkpoint), checkpoint);
         if let Some(collection) = collection {
             self.channels_of.insert((collection, name.clone()));
+        }
+    }
+
+    fn note_checkpoint(&mut self, name: &VChannel, before: Option<Tso>, after: Option<Tso>) {
+        if before == after {
+            return;
+        }
+        if let Some(tso) = before {
+            self.checkpoints.remove(&(tso, name.clone()));
+        }
+        if let Some(tso) = after.filter(|tso| tso.time().is_some()) {
+            self.checkpoints.insert((tso, name.clone()));
         }
     }
 }
