@@ -31,12 +31,18 @@ pub struct Cli {
 }
 
 /// Console options.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Console")]
 pub struct Look {
-    /// Colours of the console.
+    /// Colours: by the terminal and `NO_COLOR`, or as told.
     #[arg(long, global = true, value_enum, default_value_t = ColorChoice::Auto)]
     pub color: ColorChoice,
+    /// Dark letters on a light ground.
+    #[arg(long, global = true, conflicts_with = "dark")]
+    pub light: bool,
+    /// Light letters on a dark ground.
+    #[arg(long, global = true)]
+    pub dark: bool,
     /// Draw with ASCII only.
     #[arg(long, global = true)]
     pub ascii: bool,
@@ -45,16 +51,20 @@ pub struct Look {
 /// Colours of the console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ColorChoice {
-    /// From the terminal and `NO_COLOR`.
+    /// By the environment.
     Auto,
-    /// For a dark background.
-    Dark,
-    /// For a light background.
-    Light,
-    /// The 16 colours of the terminal's own palette.
-    Ansi,
+    /// At least the 16 named ones.
+    Always,
     /// None; states carry marks.
-    None,
+    Never,
+    /// Exactly the 16 named ones.
+    #[value(name = "16")]
+    Ansi16,
+    /// Exactly the 256.
+    #[value(name = "256")]
+    Ansi256,
+    /// 24 bits.
+    True,
 }
 
 /// A verb.
