@@ -2,5 +2,7 @@
 
 pub mod catalog;
 pub mod data;
+pub mod gc;
+pub mod holds;
 pub mod jobs;
 pub mod resource;
