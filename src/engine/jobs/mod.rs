@@ -3,6 +3,7 @@
 
 pub mod copy;
 pub mod cx;
+pub mod restore_map;
 
 use async_trait::async_trait;
 use serde::Serialize;
