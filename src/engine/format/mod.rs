@@ -3,12 +3,14 @@
 //! [`pb`] reads values and authors new ones. It drops fields it does not know, so an **existing** value is never
 //! rewritten through it: that is [`wire`]'s work (law 1).
 
+pub mod binlog;
 pub mod broadcast;
 pub mod codec;
 pub mod decode;
 pub mod json;
 pub mod keys;
 pub mod mask;
+pub mod paths;
 pub mod pb;
 pub mod time;
 pub mod vchannel;

@@ -14,6 +14,7 @@ use crate::engine::ids::{
 };
 pub use crate::engine::profile::Roots;
 pub use family::{Area, Family, Shape};
+pub(super) use parse::number;
 
 /// What `Key::parse` found.
 #[derive(Clone, Debug, PartialEq, Eq)]
