@@ -9,11 +9,13 @@ mod restore_files;
 pub mod restore_map;
 mod restore_names;
 pub mod restore_pin;
+pub mod restore_plan;
 mod restore_records;
 pub mod restore_source;
 mod restore_undo;
 mod restore_v3;
 mod restore_watch;
+pub mod verify;
 
 use std::sync::Arc;
 

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use prost::Message;
@@ -19,18 +18,19 @@ use super::restore_names::name_is_free;
 use super::restore_pin::{HeldPin, gone, keep_pin, release_pin, set_pin};
 use super::restore_source::{Reads, prefixes};
 use super::restore_watch::Watchable;
-use super::{Job, Next, restore_undo, verify};
+use super::restore_plan;
+use super::{Job, Lock, Next, PlanCx, restore_undo, verify};
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::pb;
 use crate::engine::format::pb::data::{CopySegmentJobState, CopySegmentTaskState};
 use crate::engine::format::vchannel::ChannelName;
-use crate::engine::format::wire::Patch;
-use crate::engine::ids::{CollectionId, DbId, MetaKey, ObjectKey, SnapshotId, Tso, UnixMs};
-use crate::engine::meta::{Cond, Span, Write};
+use crate::engine::ids::{CollectionId, DbId, ObjectKey, SnapshotId, Tso, UnixMs};
+use crate::engine::meta::{Cond, Write};
 use crate::engine::model::jobs::JobKind;
 use crate::engine::plan::execute::{Change, IdRange};
+use crate::engine::plan::{Intent, Plan};
 
 /// Rounds of copying again what the check found wanting.
 const ROUNDS: u32 = 3;
@@ -38,10 +38,11 @@ const ROUNDS: u32 = 3;
 const PUBLISHES: u32 = 8;
 
 /// Where the machine stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Step {
-    /// Choose a pin and the channels' starts.
+    /// Look at everything once more; choose a pin and the channels' starts.
+    #[default]
     Begin,
     /// Pin the snapshot.
     Pin,
@@ -72,7 +73,7 @@ pub enum Step {
 }
 
 /// What is journaled.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct State {
     /// Snapshot.
     pub snapshot: SnapshotId,
@@ -213,9 +214,23 @@ impl Restore {
             .ok_or_else(|| Error::new(ErrorKind::Internal, "the restore lost its picture"))
     }
 
-    async fn begin(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
-        let source = source(cx, &state).await?;
-        state.starts = starts(&reads(cx), &source).await?;
+    async fn look(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
+        let reads = reads(cx);
+        let found =
+            restore_plan::survey(&reads, state.snapshot, &state.db_name, &state.name).await?;
+        found.refuse()?;
+        let (Some(source), Some(db)) = (&found.source, found.db) else {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                "the survey passed without a snapshot or a database",
+            ));
+        };
+        state.db = db;
+        state.of = found.of;
+        state.fingerprint.clone_from(&source.fingerprint);
+        state.objects = digest(&found.files);
+        state.started = cx.clock.now();
+        state.starts = starts(&reads, source).await?;
         state.pin = Some(HeldPin::draw(&*cx.entropy, cx.clock.now()));
         Ok(Next::Step(state.to(Step::Pin)))
     }
@@ -339,7 +354,7 @@ impl Restore {
             .collect();
         // The ids are ours alone: whatever stands under them already was put there by someone else.
         let c = [loaded.blueprint.collection.0];
-        let conds = [
+        let mut conds = [
             Family::Partition,
             Family::Field,
             Family::Segment,
@@ -348,6 +363,8 @@ impl Restore {
         ]
         .map(|family| Cond::NoneUnder(family.under(&cx.roots, &c)))
         .to_vec();
+        let absent = loaded.blueprint.children.iter();
+        conds.extend(absent.map(|(key, _)| Cond::Absent(key.to_key(&cx.roots))));
         cx.commit(Change {
             name: "children".into(),
             conds,
@@ -431,9 +448,52 @@ impl Job for Restore {
     const KIND: JobKind = JobKind::Restore;
     type State = State;
 
+    async fn plan(&self, cx: &PlanCx, intent: &Intent) -> Result<Plan> {
+        let reads = Reads {
+            meta: &*cx.meta,
+            objects: &cx.objects,
+            roots: &cx.roots,
+        };
+        restore_plan::plan(&reads, intent).await
+    }
+
+    fn locks(&self, plan: &Plan) -> Vec<Lock> {
+        match &plan.intent {
+            Intent::Restore {
+                snapshot,
+                database,
+                collection,
+            } => vec![
+                Lock::alone(format!("target:{database}:{collection}")),
+                Lock::shared(format!("snapshot:{snapshot}")),
+            ],
+            _ => Vec::new(),
+        }
+    }
+
+    fn begin(&self, plan: &Plan) -> Result<State> {
+        match &plan.intent {
+            Intent::Restore {
+                snapshot,
+                database,
+                collection,
+            } => Ok(State {
+                snapshot: *snapshot,
+                db_name: database.clone(),
+                name: collection.clone(),
+                ..State::default()
+            }),
+            _ => Err(Error::new(ErrorKind::Internal, "not a restore plan")),
+        }
+    }
+
+    fn collection(&self, state: &State) -> Option<CollectionId> {
+        state.collection()
+    }
+
     async fn step(&self, cx: &JobCx, state: State) -> Result<Next<State>> {
         match state.step {
-            Step::Begin => self.begin(cx, state).await,
+            Step::Begin => self.look(cx, state).await,
             Step::Pin => {
                 let pin = state.pin;
                 if let Some(pin) = pin {
@@ -545,33 +605,21 @@ fn watchable<'a>(cx: &JobCx, state: &State, loaded: &'a Loaded) -> Watchable<'a>
 }
 
 /// Fills in sizes from listings of the source; every missing object is named (rule 10 of `spec/oncall.md` §7).
-pub(super) async fn size_up(reads: &Reads<'_>, files: &mut [CopyFile]) -> Result<()> {
-    let there = reads
-        .list_all(prefixes(reads.objects.root(), files.iter().map(|f| &f.from)))
-        .await?;
-    let mut missing = Vec::new();
-    for file in files {
-        match there.get(&file.from) {
-            Some(size) => file.size = *size,
-            None => missing.push(file.from.0.clone()),
-        }
-    }
+async fn size_up(reads: &Reads<'_>, files: &mut [CopyFile]) -> Result<()> {
+    let missing = restore_plan::sizes(reads, files).await?;
     if missing.is_empty() {
         return Ok(());
     }
-    Err(missing_error(&missing))
-}
-
-pub(super) fn missing_error(missing: &[String]) -> Error {
-    Error::new(
+    let names: Vec<&str> = missing.iter().map(|key| key.0.as_str()).collect();
+    Err(Error::new(
         ErrorKind::NotFound,
         format!(
             "{} objects of the snapshot are missing: {}",
-            missing.len(),
-            missing.join(", ")
+            names.len(),
+            names.join(", ")
         ),
     )
-    .fix("bring them back from a backup of the bucket, or use another snapshot")
+    .fix("bring them back from a backup of the bucket, or use another snapshot"))
 }
 
 /// Digest of sources and sizes, so that a resume works on what was planned.

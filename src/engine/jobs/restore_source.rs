@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use futures::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -141,7 +142,7 @@ impl Reads<'_> {
 
     async fn fetch(&self, keys: Vec<ObjectKey>) -> Result<Vec<(ObjectKey, Bytes)>> {
         stream::iter(keys)
-            .map(|key| async move { Ok((key.clone(), self.objects.get(&key).await?)) })
+            .map(|key| async move { Ok((key.clone(), self.objects.get(&key).await?)) }.boxed())
             .buffered(READS)
             .try_collect()
             .await
@@ -210,7 +211,7 @@ impl Reads<'_> {
     ) -> Result<BTreeMap<ObjectKey, u64>> {
         let prefixes: BTreeSet<ObjectKey> = prefixes.into_iter().collect();
         let parts: Vec<BTreeMap<ObjectKey, u64>> = stream::iter(prefixes)
-            .map(|prefix| async move { self.list(&prefix).await })
+            .map(|prefix| async move { self.list(&prefix).await }.boxed())
             .buffer_unordered(LISTS)
             .try_collect()
             .await?;

@@ -1,6 +1,7 @@
 //! Taking a restore back: objects, then records, then the pin, then the label. All by the ids the job took, which nobody else
 //! has; nothing is looked up by name, and the snapshot's files need not be readable.
 
+use futures::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -116,8 +117,8 @@ async fn remove_objects(cx: &JobCx, ids: Range) -> Result<usize> {
     found.retain(|key| is_ours(root, key, ids));
     found.sort_unstable();
     found.dedup();
-    let gone: Vec<bool> = stream::iter(&found)
-        .map(|key| cx.delete_object(key))
+    let gone: Vec<bool> = stream::iter(found)
+        .map(|key| async move { cx.delete_object(&key).await }.boxed())
         .buffer_unordered(DELETES)
         .try_collect()
         .await?;
@@ -186,19 +187,15 @@ async fn label(cx: &JobCx, why: &Error) -> Result<()> {
     };
     let now = cx.clock.now();
     let reason = why.to_string();
-    let failed = |value: &[u8], state: (u32, u64), reason_tag: u32, complete_tag: u32| {
-        let mut patch = Patch::parse(value)?;
+    let failed = |patch: &mut Patch<'_>, state: (u32, u64), reason_tag: u32| {
         patch.set_integer(state.0, state.1);
         patch.set_bytes(reason_tag, reason.as_bytes());
-        patch.set_integer(complete_tag, u64::try_from(now.to_ns().0).unwrap_or(0));
-        Ok::<_, Error>(patch)
+        // complete_ts, Unix ns, tag 11 of both.
+        patch.set_integer(11, u64::try_from(now.to_ns().0).unwrap_or(0));
     };
-    let mut patch = failed(
-        &kv.value,
-        (5, CopySegmentJobState::CopySegmentJobFailed as u64),
-        6,
-        11,
-    )?;
+    let mut patch = Patch::parse(&kv.value)?;
+    let state = (5, CopySegmentJobState::CopySegmentJobFailed as u64);
+    failed(&mut patch, state, 6);
     // Retention is a TSO three hours on (`spec/snapshot.md` §5.4).
     patch.set_integer(9, Tso::from_ms(UnixMs(now.0 + 10_800_000)).0);
     let mut writes = vec![Write::put(kv.key.clone(), patch.finish())];
@@ -207,8 +204,9 @@ async fn label(cx: &JobCx, why: &Error) -> Result<()> {
             .is_ok_and(|t| t.job_id == cx.job.0);
         if ours {
             let state = (7, CopySegmentTaskState::CopySegmentTaskFailed as u64);
-            let patch = failed(&task.value, state, 8, 11)?;
-            writes.push(Write::put(task.key, patch.finish()));
+            let mut patch = Patch::parse(&task.value)?;
+            failed(&mut patch, state, 8);
+            writes.push(Write::put(task.key.clone(), patch.finish()));
         }
     }
     cx.commit(Change {

@@ -324,9 +324,11 @@ impl Executor {
                 _ => None,
             })
             .collect();
-        let reads = writes.iter().map(|w| {
-            let key = w.key().clone();
-            let known = absent.contains(&key);
+        let keys: Vec<(MetaKey, bool)> = writes
+            .iter()
+            .map(|w| (w.key().clone(), absent.contains(w.key())))
+            .collect();
+        let reads = keys.into_iter().map(|(key, known)| {
             async move {
                 let old = if known {
                     None
@@ -347,13 +349,15 @@ impl Executor {
         let conds = change
             .conds
             .iter()
-            .filter(|c| cond_key(c).is_some_and(|k| later.contains(k)));
-        let checks = conds.map(|cond| async move {
-            let Some(key) = cond_key(cond) else {
+            .filter(|c| cond_key(c).is_some_and(|k| later.contains(k)))
+            .cloned()
+            .collect::<Vec<Cond>>();
+        let checks = conds.into_iter().map(|cond| async move {
+            let Some(key) = cond_key(&cond) else {
                 return Ok(());
             };
             let now = calm(&*self.clock, || self.meta.get(key)).await?;
-            match broken(cond, now.as_ref()) {
+            match broken(&cond, now.as_ref()) {
                 Some(why) => Err(conflict(change, why)),
                 None => Ok(()),
             }
