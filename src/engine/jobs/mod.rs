@@ -3,6 +3,9 @@
 
 pub mod copy;
 pub mod cx;
+pub mod gc;
+pub mod gc_plan;
+pub mod gc_scan;
 pub mod meter;
 pub mod restore;
 mod restore_files;

@@ -343,18 +343,7 @@ pub struct World {
     rows_of: BTreeMap<SegmentId, Vec<BuildId>>,
 }
 
-/// Who an object belongs to, as its path says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Owner {
-    /// Collection; unknown in build-rooted paths without one.
-    pub collection: Option<CollectionId>,
-    /// Segment.
-    pub segment: Option<SegmentId>,
-    /// Build.
-    pub build: Option<BuildId>,
-    /// Snapshot, for its own files.
-    pub snapshot: Option<SnapshotId>,
-}
+pub use crate::engine::format::paths::Owner;
 
 impl World {
     /// Computes what the questions look up; call it once after filling the tables.
