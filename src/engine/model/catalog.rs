@@ -7,8 +7,11 @@ use imbl::{OrdMap, OrdSet};
 
 use crate::engine::ids::{
     BuildId, CollectionId, DbId, FieldId, FunctionId, IndexId, MetaKey, MetaRev, PartitionId,
-    ReplicaId, SegmentId, SnapshotId, VChannel,
+    ReplicaId, SegmentId, SnapshotId, Tso, UnixMs, VChannel,
 };
+
+use crate::engine::format::keys::Roots;
+use crate::engine::format::time::SKEW_MS;
 
 use super::data::{
     Alias, Channel, Collection, ConfigItem, Database, Enum, Field, IndexDef, LoadInfo, Partition,
@@ -25,6 +28,9 @@ pub type SegmentKey = (SegmentId, CollectionId, PartitionId);
 /// A build's place.
 pub type BuildKey = (BuildId, CollectionId, PartitionId, SegmentId);
 
+/// A piece with the revision of its key.
+pub(super) type Stamped<T> = (Arc<T>, MetaRev);
+
 /// Rows to join again at the end of a batch.
 #[derive(Default)]
 pub(super) struct Dirty {
@@ -39,6 +45,8 @@ pub(super) struct Dirty {
 pub struct Catalog {
     /// The revision it stands at.
     pub rev: MetaRev,
+    /// The roots its keys were read with.
+    pub roots: Roots,
     /// Every key without its value.
     pub keys: KeyIndex,
     /// Values that could not be read.
@@ -58,9 +66,9 @@ pub struct Catalog {
     pub aliases: OrdMap<(DbId, Arc<str>), Arc<Alias>>,
     pub(super) aliases_of: OrdSet<(CollectionId, DbId, Arc<str>)>,
     pub(super) infos: OrdMap<(CollectionId, Option<DbId>), Arc<InfoPiece>>,
-    pub(super) fields: OrdMap<(CollectionId, FieldId), (Arc<Vec<Field>>, MetaRev)>,
-    pub(super) struct_fields: OrdMap<(CollectionId, FieldId), (Arc<Vec<Field>>, MetaRev)>,
-    pub(super) functions: OrdMap<(CollectionId, FunctionId), (Arc<(String, Enum)>, MetaRev)>,
+    pub(super) fields: OrdMap<(CollectionId, FieldId), Stamped<Vec<Field>>>,
+    pub(super) struct_fields: OrdMap<(CollectionId, FieldId), Stamped<Vec<Field>>>,
+    pub(super) functions: OrdMap<(CollectionId, FunctionId), Stamped<(String, Enum)>>,
     pub(super) partition_pieces: OrdMap<(CollectionId, PartitionId), Arc<Partition>>,
     pub(super) alias_pieces: OrdMap<(DbId, Arc<str>, AliasLayout), Arc<Alias>>,
 
@@ -74,6 +82,8 @@ pub struct Catalog {
     pub channels: OrdMap<VChannel, Arc<Channel>>,
     /// Channels by collection.
     pub channels_of: OrdSet<(CollectionId, VChannel)>,
+    /// Checkpoints that are times, oldest first.
+    pub(super) checkpoints: OrdSet<(Tso, VChannel)>,
     pub(super) channel_pieces: OrdMap<VChannel, ChannelPieces>,
     /// Owners of physical channels.
     pub(super) owners: OrdMap<Arc<str>, Owner>,
@@ -115,9 +125,11 @@ impl Catalog {
 
     /// Every place where a segment id stands: one in a healthy cluster.
     pub fn segment_places(&self, id: SegmentId) -> impl Iterator<Item = (SegmentKey, &Segment)> {
-        let all = (id, CollectionId(LOW), PartitionId(LOW))
-            ..=(id, CollectionId(HIGH), PartitionId(HIGH));
-        self.segments.range(all).map(|(key, entry)| (*key, &entry.row))
+        let all =
+            (id, CollectionId(LOW), PartitionId(LOW))..=(id, CollectionId(HIGH), PartitionId(HIGH));
+        self.segments
+            .range(all)
+            .map(|(key, entry)| (*key, &entry.row))
     }
 
     /// All segments by id.
@@ -175,6 +187,24 @@ impl Catalog {
             .range((id, VChannel::default())..)
             .take_while(move |(c, _)| *c == id)
             .filter_map(|(_, name)| self.channels.get(name))
+    }
+
+    /// The newest checkpoint of any channel that is a time and not in the future: what the others are behind
+    /// (`spec/lifecycle.md` §3 rule 8).
+    #[must_use]
+    pub fn newest_checkpoint(&self, now: UnixMs) -> Option<UnixMs> {
+        let limit = Tso::from_ms(UnixMs(now.0.saturating_add(SKEW_MS)));
+        self.checkpoints
+            .range(..(limit, VChannel::default()))
+            .next_back()
+            .and_then(|(tso, _)| tso.time())
+    }
+
+    /// The oldest checkpoint that is a time, with its channel.
+    #[must_use]
+    pub fn oldest_checkpoint(&self) -> Option<(UnixMs, &VChannel)> {
+        let (tso, name) = self.checkpoints.iter().next()?;
+        Some((tso.time()?, name))
     }
 
     /// Index definitions of a collection, deleted ones included.

@@ -60,6 +60,12 @@ impl KeyIndex {
         self.map.get(key)
     }
 
+    /// One key with the index's own copy of it.
+    #[must_use]
+    pub fn entry(&self, key: &MetaKey) -> Option<(&MetaKey, &KeyMeta)> {
+        self.map.get_key_value(key)
+    }
+
     /// The lease of a key; 0 for none.
     #[must_use]
     pub fn lease(&self, key: &MetaKey) -> i64 {
@@ -67,15 +73,12 @@ impl KeyIndex {
     }
 
     /// All keys that start with `prefix`, in order; all when it is empty.
-    pub fn under<'a>(
-        &'a self,
-        prefix: &'a str,
-    ) -> impl Iterator<Item = (&'a MetaKey, &'a KeyMeta)> {
+    pub fn under(&self, prefix: &str) -> impl Iterator<Item = (&MetaKey, &KeyMeta)> + use<'_> {
         let start = MetaKey(Bytes::copy_from_slice(prefix.as_bytes()));
+        let prefix = start.0.clone();
         self.map
             .range(start..)
-            .take_while(move |(key, _)| key.0.starts_with(prefix.as_bytes()))
-            .map(|(k, m)| (k, m))
+            .take_while(move |(key, _)| key.0.starts_with(&prefix))
     }
 
     /// Notes a write; `false` when a newer one is already known.

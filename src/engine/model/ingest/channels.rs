@@ -34,7 +34,10 @@ impl ChannelPieces {
 /// Owner, term and revision of a physical channel.
 pub(in crate::engine::model) type Owner = (Option<(NodeId, i64)>, MetaRev);
 
-fn upsert<K: PartialEq + Ord + Clone>(list: &mut Vec<(K, Enum, MetaRev)>, item: (K, Enum, MetaRev)) {
+fn upsert<K: PartialEq + Ord + Clone>(
+    list: &mut Vec<(K, Enum, MetaRev)>,
+    item: (K, Enum, MetaRev),
+) {
     match list.binary_search_by(|old| old.0.cmp(&item.0)) {
         Ok(at) => list[at] = item,
         Err(at) => list.insert(at, item),
@@ -149,7 +152,10 @@ impl Catalog {
             return;
         }
         for name in self.channel_pieces.keys() {
-            if dirty.pchannels.contains(ChannelName::parse(&name.0).pchannel()) {
+            if dirty
+                .pchannels
+                .contains(ChannelName::parse(&name.0).pchannel())
+            {
                 dirty.channels.insert(name.clone());
             }
         }
@@ -158,10 +164,11 @@ impl Catalog {
     /// Joins one channel again.
     pub(super) fn settle_channel(&mut self, name: &VChannel) {
         let Some(pieces) = self.channel_pieces.get(name) else {
-            if let Some(old) = self.channels.remove(name)
-                && let Some(collection) = old.collection
-            {
-                self.channels_of.remove(&(collection, name.clone()));
+            if let Some(old) = self.channels.remove(name) {
+                if let Some(collection) = old.collection {
+                    self.channels_of.remove(&(collection, name.clone()));
+                }
+                self.note_checkpoint(name, old.checkpoint, None);
             }
             return;
         };
@@ -186,14 +193,28 @@ impl Catalog {
             listed: !pieces.listed_by.is_empty(),
             rev: own.into_iter().flatten().max().unwrap_or_default(),
         };
-        if let Some(old) = self.channels.insert(name.clone(), Arc::new(row))
-            && let Some(old) = old.collection
+        let checkpoint = row.checkpoint;
+        let before = self.channels.insert(name.clone(), Arc::new(row));
+        if let Some(old) = before.as_ref().and_then(|b| b.collection)
             && Some(old) != collection
         {
             self.channels_of.remove(&(old, name.clone()));
         }
+        self.note_checkpoint(name, before.and_then(|b| b.checkpoint), checkpoint);
         if let Some(collection) = collection {
             self.channels_of.insert((collection, name.clone()));
+        }
+    }
+
+    fn note_checkpoint(&mut self, name: &VChannel, before: Option<Tso>, after: Option<Tso>) {
+        if before == after {
+            return;
+        }
+        if let Some(tso) = before {
+            self.checkpoints.remove(&(tso, name.clone()));
+        }
+        if let Some(tso) = after.filter(|tso| tso.time().is_some()) {
+            self.checkpoints.insert((tso, name.clone()));
         }
     }
 }

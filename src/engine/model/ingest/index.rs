@@ -5,9 +5,7 @@ use std::sync::Arc;
 use crate::engine::format::codec::{self, Decoded};
 use crate::engine::format::keys::Key;
 use crate::engine::format::{mask, pb};
-use crate::engine::ids::{
-    FieldId, IndexId, PartitionId, PinId, Tso, UnixMs, UnixSecs, VChannel,
-};
+use crate::engine::ids::{FieldId, IndexId, PartitionId, PinId, Tso, UnixMs, UnixSecs, VChannel};
 use crate::engine::meta::KeyValue;
 use crate::engine::model::catalog::Catalog;
 use crate::engine::model::data::{IndexDef, Pin, SegmentIndex, Snapshot};
@@ -86,7 +84,8 @@ impl Catalog {
                 self.forget_build(place);
                 self.sums.build(&row, true);
                 self.builds_of.insert((*s, *b, *c, *p));
-                self.builds_for.insert((row.collection, row.index, *b, *p, *s));
+                self.builds_for
+                    .insert((row.collection, row.index, *b, *p, *s));
                 self.builds.insert(place, Arc::new(row));
             }
             Key::Snapshot(c, id) => {
@@ -149,7 +148,8 @@ impl Catalog {
             let (b, c, p, s) = place;
             self.sums.build(&old, false);
             self.builds_of.remove(&(s, b, c, p));
-            self.builds_for.remove(&(old.collection, old.index, b, p, s));
+            self.builds_for
+                .remove(&(old.collection, old.index, b, p, s));
         }
     }
 }

@@ -24,6 +24,9 @@ impl Catalog {
     /// Takes in changes. Pure: the result depends only on the last event of each key, not on order or batching; an
     /// event older than what is known of its key changes nothing.
     pub fn apply(&mut self, roots: &Roots, events: &[Event]) {
+        if self.roots != *roots {
+            self.roots = roots.clone();
+        }
         let mut dirty = Dirty::default();
         for event in events {
             match event {

@@ -166,9 +166,7 @@ impl Catalog {
 
     /// Replicas of a collection.
     pub fn replicas_of(&self, id: CollectionId) -> impl Iterator<Item = &Arc<Replica>> {
-        self.replicas
-            .values()
-            .filter(move |r| r.collection == id)
+        self.replicas.values().filter(move |r| r.collection == id)
     }
 
     /// One replica.

@@ -274,8 +274,10 @@ impl Catalog {
         let old = match newest {
             Some(row) => {
                 dirty.collections.insert(row.collection);
-                self.aliases_of.insert((row.collection, shown.0, shown.1.clone()));
-                self.aliases.insert(shown.clone(), row.clone())
+                self.aliases_of
+                    .insert((row.collection, shown.0, shown.1.clone()));
+                self.aliases
+                    .insert(shown.clone(), row.clone())
                     .filter(|old| old.collection != row.collection)
             }
             None => self.aliases.remove(&shown),
@@ -380,7 +382,12 @@ impl Catalog {
         } else {
             fields.extend(schema.fields.into_iter().map(|f| field(f, None)));
             fields.sort_by_key(|f| f.id);
-            fields.extend(schema.struct_array_fields.into_iter().flat_map(struct_field));
+            fields.extend(
+                schema
+                    .struct_array_fields
+                    .into_iter()
+                    .flat_map(struct_field),
+            );
             functions.extend(schema.functions.iter().map(function));
             partitions = inline_partitions(id, info, piece.rev);
         }
@@ -456,9 +463,17 @@ fn inline_partitions(
             Arc::new(Partition {
                 id: PartitionId(*p),
                 collection: id,
-                name: info.partition_names.get(i).map_or("", String::as_str).into(),
+                name: info
+                    .partition_names
+                    .get(i)
+                    .map_or("", String::as_str)
+                    .into(),
                 state: names::partition_state(0),
-                created: Tso(info.partition_created_timestamps.get(i).copied().unwrap_or(0)),
+                created: Tso(info
+                    .partition_created_timestamps
+                    .get(i)
+                    .copied()
+                    .unwrap_or(0)),
                 rev,
             })
         })

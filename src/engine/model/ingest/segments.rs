@@ -7,9 +7,7 @@ use crate::engine::format::codec;
 use crate::engine::format::keys::{Key, LogKind};
 use crate::engine::format::pb;
 use crate::engine::format::wire;
-use crate::engine::ids::{
-    CollectionId, FieldId, MetaRev, PartitionId, SegmentId, Tso, UnixNs,
-};
+use crate::engine::ids::{CollectionId, FieldId, MetaRev, PartitionId, SegmentId, Tso, UnixNs};
 use crate::engine::meta::KeyValue;
 use crate::engine::model::catalog::{Catalog, SegmentKey};
 use crate::engine::model::data::{LogSum, Segment};

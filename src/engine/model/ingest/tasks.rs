@@ -207,7 +207,13 @@ pub(super) fn task(key: &Key, kv: &KeyValue) -> Result<Option<Task>, String> {
                 detail: format!("{} files, {} rows", v.files.len(), at.row_count),
                 node: node(v.datanode_id),
                 started: secs(v.create_ts),
-                ..draft("bulk-insert", id.0, state, v.collection_id, at.error_message)
+                ..draft(
+                    "bulk-insert",
+                    id.0,
+                    state,
+                    v.collection_id,
+                    at.error_message,
+                )
             }
         }
         Key::RefreshJob(id) => {
