@@ -1,6 +1,7 @@
 //! The engine: everything that knows a cluster, and nothing that knows a terminal.
 
 pub mod clock;
+pub mod doctor;
 pub mod error;
 pub mod format;
 pub mod handle;

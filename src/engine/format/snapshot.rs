@@ -1,6 +1,6 @@
 //! Snapshot metadata: the JSON object, and the checks that tie it to its segment manifests (`spec/snapshot.md` §2).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::manifest::{self, shapes};
 use super::paths::{ObjPath, StorageManifest, check};
@@ -240,6 +240,11 @@ fn attach_manifests(
     metadata: &SnapshotMetadata,
     segments: &mut [SegmentDescription],
 ) -> Result<()> {
+    let places: BTreeMap<i64, usize> = segments
+        .iter()
+        .enumerate()
+        .map(|(i, s)| (s.segment_id, i))
+        .collect();
     for entry in &metadata.storagev2_manifest_list {
         let id = entry.segment_id;
         if entry.manifest.is_empty() {
@@ -248,7 +253,7 @@ fn attach_manifests(
                 format!("segment {id} has an empty entry in storagev2_manifest_list"),
             ));
         }
-        let Some(segment) = segments.iter_mut().find(|s| s.segment_id == id) else {
+        let Some(segment) = places.get(&id).and_then(|at| segments.get_mut(*at)) else {
             return Err(corrupt(
                 file,
                 format!("storagev2_manifest_list names segment {id}, which has no manifest"),
