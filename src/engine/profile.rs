@@ -130,8 +130,10 @@ pub enum ObjectKind {
         key: Option<SecretString>,
         /// Container (`minio.bucketName`).
         container: String,
-        /// Endpoint, if not the public cloud.
+        /// Endpoint with scheme, account included, if not the public cloud.
         endpoint: Option<String>,
+        /// Longest silence of the server (`minio.requestTimeoutMs`).
+        request_timeout: Duration,
     },
     /// Google cloud storage, native.
     Gcs {
@@ -141,6 +143,8 @@ pub enum ObjectKind {
         credential_json: Option<SecretString>,
         /// Endpoint, if not the public one.
         endpoint: Option<String>,
+        /// Longest silence of the server (`minio.requestTimeoutMs`).
+        request_timeout: Duration,
     },
 }
 
@@ -159,4 +163,9 @@ pub struct S3Profile {
     pub virtual_host: bool,
     /// `minio.ssl.tlsCACert`.
     pub ca: Option<PathBuf>,
+    /// Longest silence of the server (`minio.requestTimeoutMs`, [`REQUEST_TIMEOUT`]).
+    pub request_timeout: Duration,
 }
+
+/// Default of `minio.requestTimeoutMs` and `etcd.requestTimeout` (`spec/layout.md` §10.2).
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);

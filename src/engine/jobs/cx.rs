@@ -1,12 +1,87 @@
 //! What a step may touch: reads of everything, writes only through the executor.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::meter::ProgressMeter;
 use crate::engine::clock::{Clock, Entropy};
-use crate::engine::ids::JobId;
+use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::ids::{JobId, ObjectKey};
 use crate::engine::meta::MetaRead;
 use crate::engine::objects::ObjectRead;
+use crate::engine::plan::execute::{Change, Committed, Executor, IdRange, Who};
 use crate::engine::profile::Roots;
+
+/// Notes kept of one job; the oldest go first.
+pub const NOTES: usize = 200;
+/// Copies at once until somebody says otherwise.
+pub const PARALLEL: u32 = 16;
+
+/// What the outside sees and sets while a job runs.
+pub struct Dials {
+    /// Counters.
+    pub meter: ProgressMeter,
+    notes: Mutex<Vec<String>>,
+    parallel: AtomicU32,
+    /// Bytes a second; 0 = no limit.
+    throttle: AtomicU64,
+    /// Told of every movement.
+    pub changed: Arc<Notify>,
+}
+
+impl Dials {
+    /// Fresh ones; `changed` is told of every movement.
+    pub fn new(clock: Arc<dyn Clock>, changed: Arc<Notify>) -> Self {
+        Self {
+            meter: ProgressMeter::new(clock, changed.clone()),
+            notes: Mutex::default(),
+            parallel: AtomicU32::new(PARALLEL),
+            throttle: AtomicU64::new(0),
+            changed,
+        }
+    }
+
+    /// Adds a note, unless it is the last one again.
+    pub fn note(&self, text: String) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if notes.last() != Some(&text) {
+            if notes.len() >= NOTES {
+                notes.remove(0);
+            }
+            notes.push(text);
+        }
+        self.changed.notify_one();
+    }
+
+    /// All notes.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Continues with the journaled ones.
+    pub fn set_notes(&self, notes: Vec<String>) {
+        *self.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes;
+    }
+
+    /// Copies at once, 1 to 256.
+    pub fn set_parallel(&self, n: u32) {
+        self.parallel.store(n.clamp(1, 256), Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
+    /// Bytes a second.
+    pub fn set_throttle(&self, rate: Option<u64>) {
+        self.throttle.store(rate.unwrap_or(0), Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+}
 
 /// The world of one job.
 #[derive(Clone)]
@@ -24,5 +99,86 @@ pub struct JobCx {
     /// Randomness.
     pub entropy: Arc<dyn Entropy>,
     /// Set when the job is asked to stop: a step looks at it between its own parts.
-    pub cancel: tokio_util::sync::CancellationToken,
+    pub cancel: CancellationToken,
+    who: Who,
+    executor: Arc<Executor>,
+    dials: Arc<Dials>,
+}
+
+impl JobCx {
+    /// For `job`, under the plan with this hash. The executor's fence must be held before anything is written.
+    pub fn new(executor: Arc<Executor>, job: JobId, plan: String, dials: Arc<Dials>) -> Self {
+        Self {
+            job,
+            meta: executor.reader(),
+            objects: executor.objects().clone(),
+            roots: executor.roots().clone(),
+            clock: executor.clock().clone(),
+            entropy: executor.entropy().clone(),
+            cancel: CancellationToken::new(),
+            who: Who { job, plan },
+            executor,
+            dials,
+        }
+    }
+
+    /// Makes a change happen, or finds that it has (by its name, from this job). `Conflict` names the key that moved and its
+    /// revision; `Fenced` says who is in the way.
+    pub async fn commit(&self, change: Change) -> Result<Committed> {
+        self.executor.commit(&self.who, &change).await
+    }
+
+    /// Makes the object `key` consist of `bytes`.
+    pub async fn put_object(&self, key: &ObjectKey, bytes: Bytes) -> Result<()> {
+        self.executor.put_object(key, bytes).await
+    }
+
+    /// Makes `to` a copy of `from` inside the store; answers its bytes.
+    pub async fn copy_object(&self, from: &ObjectKey, to: &ObjectKey) -> Result<u64> {
+        self.executor.copy_object(from, to).await
+    }
+
+    /// Removes one object; `false` when it was not there.
+    pub async fn delete_object(&self, key: &ObjectKey) -> Result<bool> {
+        self.executor.delete_object(key).await
+    }
+
+    /// New ids from the cluster's allocator.
+    pub async fn take_ids(&self, n: u32) -> Result<IdRange> {
+        self.executor.take_ids(&self.who, n).await
+    }
+
+    /// Counters.
+    pub fn progress(&self) -> &ProgressMeter {
+        &self.dials.meter
+    }
+
+    /// Says something that the operator should know. Journaled with the next step.
+    pub fn note(&self, text: impl Into<String>) {
+        self.dials.note(text.into());
+    }
+
+    /// How many copies may run at once; may change while they do.
+    pub fn parallel(&self) -> u32 {
+        self.dials.parallel.load(Ordering::Relaxed)
+    }
+
+    /// Bytes a second; may change while copies run.
+    pub fn throttle(&self) -> Option<u64> {
+        Some(self.dials.throttle.load(Ordering::Relaxed)).filter(|r| *r > 0)
+    }
+
+    /// `Cancelled` once the job has been asked to stop.
+    pub fn check_cancel(&self) -> Result<()> {
+        if self.cancel.is_cancelled() {
+            Err(Error::new(ErrorKind::Cancelled, "stopped on request"))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Our own keys, for jobs that read what another left behind.
+    pub fn keys(&self) -> &crate::engine::plan::journal::Keys {
+        self.executor.keys()
+    }
 }

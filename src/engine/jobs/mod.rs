@@ -2,13 +2,23 @@
 //! resumes or undoes. This file is the contract between a job and its runner.
 
 pub mod cx;
+pub mod meter;
+
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::clock::Clock;
 use super::error::{Error, Result};
+use super::ids::CollectionId;
+use super::meta::MetaRead;
+use super::model::catalog::Catalog;
 use super::model::jobs::JobKind;
+use super::objects::ObjectRead;
+use super::plan::{Intent, Plan};
+use super::profile::Roots;
 
 /// What a step came to. The runner journals the state before it takes the next step.
 pub enum Next<S> {
@@ -24,6 +34,48 @@ pub enum Next<S> {
     Undone(S),
 }
 
+/// What planning may look at. It cannot write.
+#[derive(Clone)]
+pub struct PlanCx {
+    /// Reads of the metadata. Preferred over the catalog: a plan rests on one revision.
+    pub meta: Arc<dyn MetaRead>,
+    /// Reads of the objects.
+    pub objects: ObjectRead,
+    /// Key roots.
+    pub roots: Roots,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The read model as the operator saw it.
+    pub catalog: Arc<Catalog>,
+}
+
+/// What a job keeps others from, in this process and in every other: written with the job's record, removed with its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lock {
+    /// Letters, digits and `._:-$`, e.g. `snapshot:470660334431902643`, `target:default:books`.
+    pub name: String,
+    /// Others may share it; nobody may have it alone meanwhile.
+    pub shared: bool,
+}
+
+impl Lock {
+    /// Nobody else may have it.
+    pub fn alone(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            shared: false,
+        }
+    }
+
+    /// Others may read along.
+    pub fn shared(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            shared: true,
+        }
+    }
+}
+
 /// A kind of job.
 #[async_trait]
 pub trait Job: Send + Sync {
@@ -31,6 +83,19 @@ pub trait Job: Send + Sync {
     const KIND: JobKind;
     /// What is journaled. There is no second copy in memory: a resumed job has only this.
     type State: Serialize + DeserializeOwned + Clone + Send + Sync + 'static;
+
+    /// Says what would happen. The runner adds the fence check and seals the hash ([`Plan::hash`] may be left empty).
+    async fn plan(&self, cx: &PlanCx, intent: &Intent) -> Result<Plan>;
+
+    /// What the job excludes others from. Names used so far: `collection:{id}`, `snapshot:{id}`, `snapshot-name:{collection
+    /// id}:{name}`, `target:{database}:{collection}`, `gc`.
+    fn locks(&self, plan: &Plan) -> Vec<Lock>;
+
+    /// The state before the first step, journaled with the job's record before anything else is written. No I/O here.
+    fn begin(&self, plan: &Plan) -> Result<Self::State>;
+
+    /// The collection it makes or works on, for the screen.
+    fn collection(&self, state: &Self::State) -> Option<CollectionId>;
 
     /// Takes one step. Must be idempotent: after a crash it runs again with the same state. A transient error
     /// ([`Error::is_transient`]) or an unknown outcome makes the runner take the same step again after a back-off; any other

@@ -19,6 +19,9 @@
 //! - **M9 lease.** A key written with a lease disappears when the lease is revoked or not renewed in time. The embedded store,
 //!   which has one writer, ends all leases when a new writer opens it.
 
+pub mod check;
+pub mod embedded;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -93,6 +96,12 @@ impl Span {
             start: start.into(),
             end: self.end.clone(),
         }
+    }
+
+    /// Whether no key can lie in the span.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| *end <= self.start)
     }
 
     /// Whether `key` lies in the span.

@@ -127,6 +127,23 @@ pub struct Partition {
     pub rev: MetaRev,
 }
 
+/// An alias of a collection, in any of its three layouts (`spec/layout.md` §2.1).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alias {
+    /// Database (legacy 0 is shown as 1).
+    pub db: DbId,
+    /// Name.
+    pub name: Arc<str>,
+    /// What it stands for.
+    pub collection: CollectionId,
+    /// AliasState.
+    pub state: Enum,
+    /// Creation.
+    pub created: Tso,
+    /// Newest revision.
+    pub rev: MetaRev,
+}
+
 /// Logs of one kind of a segment, summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogSum {
@@ -204,6 +221,10 @@ pub struct Channel {
     pub watch: Option<(NodeId, Enum)>,
     /// WAL owner and term of its physical channel (streaming).
     pub owner: Option<(NodeId, i64)>,
+    /// Recovery state of the streaming node: `NORMAL`, `DROPPED`; `None` without a key.
+    pub recovery: Option<Enum>,
+    /// A collection lists it among its virtual channels.
+    pub listed: bool,
     /// Newest revision.
     pub rev: MetaRev,
 }
@@ -392,6 +413,19 @@ pub struct Replica {
     pub rev: MetaRev,
 }
 
+/// `<root>/config/{name}`: an override of the configuration file (`spec/layout.md` §10.3).
+#[derive(Clone, Debug, PartialEq)]
+pub struct ConfigItem {
+    /// The whole key.
+    pub key: MetaKey,
+    /// Name as written.
+    pub name: Arc<str>,
+    /// Value, secrets masked.
+    pub value: String,
+    /// Newest revision.
+    pub rev: MetaRev,
+}
+
 /// A value that could not be read, visible with the reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Undecodable {
@@ -403,4 +437,32 @@ pub struct Undecodable {
     pub len: u32,
     /// Newest revision.
     pub rev: MetaRev,
+}
+
+impl Segment {
+    /// Deletes only (`spec/lifecycle.md` §I.1).
+    #[must_use]
+    pub const fn is_l0(&self) -> bool {
+        self.level.number == 1
+    }
+
+    /// Bytes of all logs, as recorded.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.insert
+            .bytes
+            .saturating_add(self.delta.bytes)
+            .saturating_add(self.stats.bytes)
+            .saturating_add(self.bm25.bytes)
+    }
+
+    /// Number of log files.
+    #[must_use]
+    pub const fn files(&self) -> u32 {
+        self.insert
+            .files
+            .saturating_add(self.delta.files)
+            .saturating_add(self.stats.files)
+            .saturating_add(self.bm25.files)
+    }
 }

@@ -1,6 +1,18 @@
 //! The read model: what the keys mean. Pure: no I/O, no clock (time is a parameter), no tokio.
 
 pub mod catalog;
+pub mod columns;
 pub mod data;
+pub mod detail;
+pub mod find;
+pub mod health;
+mod ingest;
 pub mod jobs;
+pub mod keyindex;
+pub mod names;
+pub mod overview;
+pub mod related;
 pub mod resource;
+pub mod rows;
+pub mod text;
+pub mod totals;

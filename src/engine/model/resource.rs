@@ -6,6 +6,13 @@ use crate::engine::ids::{
     SnapshotId, UnixMs,
 };
 
+pub use super::columns::cell;
+pub use super::detail::{detail, json, keys};
+pub use super::find::find;
+pub use super::related::{Link, related};
+pub use super::rows::{RowRef, View, each, ids, list, rev, row};
+pub use super::text::{cmp, text};
+
 /// A listable kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -72,7 +79,11 @@ pub enum RowId {
     Alias(DbId, String),
     /// A replica.
     Replica(ReplicaId),
-    /// A raw key (also configuration and undecodable values).
+    /// An override of the configuration, by key.
+    Config(MetaKey),
+    /// A value that could not be read, by key.
+    Undecodable(MetaKey),
+    /// A raw key.
     Key(MetaKey),
 }
 
@@ -186,4 +197,146 @@ pub struct Scope {
     pub segment: Option<SegmentId>,
     /// Keys under this prefix text.
     pub prefix: Option<String>,
+}
+
+macro_rules! kinds {
+    ($($kind:ident $name:literal [$($alias:literal),*] $title:literal $columns:path, sort $col:literal $desc:literal, $help:literal;)*) => {
+        impl Kind {
+            /// Every kind, in the order of the menu.
+            pub const ALL: &'static [Self] = &[$(Self::$kind),*];
+
+            /// The registry's entry.
+            #[must_use]
+            pub fn spec(self) -> &'static KindSpec {
+                match self {
+                    $(Self::$kind => {
+                        static SPEC: KindSpec = KindSpec {
+                            kind: Kind::$kind,
+                            name: $name,
+                            aliases: &[$($alias),*],
+                            title: $title,
+                            columns: $columns,
+                            sort: ($col, $desc),
+                            help: $help,
+                        };
+                        &SPEC
+                    })*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    Databases "databases" ["database", "db", "dbs"] "Databases"
+        super::columns::root::DATABASES, sort 0 false,
+        "Databases and what they hold";
+    Collections "collections" ["collection", "coll", "col", "c"] "Collections"
+        super::columns::root::COLLECTIONS, sort 0 false,
+        "Collections with rows, bytes, load state and the worst channel";
+    Partitions "partitions" ["partition", "part", "p"] "Partitions"
+        super::columns::root::PARTITIONS, sort 0 false,
+        "Partitions of collections";
+    Segments "segments" ["segment", "seg", "s"] "Segments"
+        super::columns::data::SEGMENTS, sort 0 false,
+        "Segments with their logs joined";
+    Channels "channels" ["channel", "chan", "ch", "vchannels", "vchannel"] "Channels"
+        super::columns::data::CHANNELS, sort 3 true,
+        "Virtual channels: checkpoint, lag, removal mark, owner";
+    Indexes "indexes" ["index", "idx", "indices"] "Indexes"
+        super::columns::data::INDEXES, sort 0 false,
+        "Index definitions and how far their builds are";
+    SegmentIndexes "segment-indexes" ["segment-index", "builds", "build", "sidx"] "Segment indexes"
+        super::columns::data::BUILDS, sort 0 false,
+        "Index builds, one for each segment and index";
+    Snapshots "snapshots" ["snapshot", "snap", "snaps"] "Snapshots"
+        super::columns::tasks::SNAPSHOTS, sort 4 true,
+        "Snapshots of every collection in every state";
+    Jobs "jobs" ["job", "j"] "Jobs"
+        super::columns::tasks::JOBS, sort 8 true,
+        "Our own jobs: snapshot, restore, drop, collection of garbage";
+    Tasks "tasks" ["task", "t"] "Tasks"
+        super::columns::tasks::TASKS, sort 7 true,
+        "Tasks of the coordinators: compaction, statistics, import, copies, broadcasts";
+    Sessions "sessions" ["session", "nodes", "node"] "Sessions"
+        super::columns::tasks::SESSIONS, sort 0 false,
+        "Registered coordinators and nodes: a coordinator here blocks every write";
+    Aliases "aliases" ["alias"] "Aliases"
+        super::columns::root::ALIASES, sort 0 false,
+        "Aliases and what they stand for";
+    Replicas "replicas" ["replica", "rep"] "Replicas"
+        super::columns::tasks::REPLICAS, sort 0 false,
+        "Replicas of loaded collections";
+    Config "config" ["configuration", "conf"] "Configuration"
+        super::columns::tasks::CONFIG, sort 0 false,
+        "Overrides of the configuration file kept in the metadata";
+    Undecodable "undecodable" ["damaged", "bad"] "Undecodable values"
+        super::columns::tasks::UNDECODABLE, sort 0 false,
+        "Values that could not be read, with the reason";
+    Keys "keys" ["key", "raw", "etcd"] "Keys"
+        super::columns::tasks::KEYS, sort 0 false,
+        "Every key of the metadata, raw";
+}
+
+impl Kind {
+    /// The kind of a name or alias; case does not matter.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        let name = name.to_ascii_lowercase();
+        Self::ALL.iter().copied().find(|kind| {
+            let spec = kind.spec();
+            spec.name == name || spec.aliases.contains(&name.as_str())
+        })
+    }
+
+    /// The index of a column by its stable name.
+    #[must_use]
+    pub fn column(self, id: &str) -> Option<usize> {
+        self.spec().columns.iter().position(|c| c.id == id)
+    }
+}
+
+impl RowId {
+    /// The kind it belongs to.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Database(_) => Kind::Databases,
+            Self::Collection(_) => Kind::Collections,
+            Self::Partition(..) => Kind::Partitions,
+            Self::Segment(_) => Kind::Segments,
+            Self::Channel(_) => Kind::Channels,
+            Self::Index(..) => Kind::Indexes,
+            Self::SegmentIndex(_) => Kind::SegmentIndexes,
+            Self::Snapshot(_) => Kind::Snapshots,
+            Self::Job(_) => Kind::Jobs,
+            Self::Task(_) => Kind::Tasks,
+            Self::Session(_) => Kind::Sessions,
+            Self::Alias(..) => Kind::Aliases,
+            Self::Replica(_) => Kind::Replicas,
+            Self::Config(_) => Kind::Config,
+            Self::Undecodable(_) => Kind::Undecodable,
+            Self::Key(_) => Kind::Keys,
+        }
+    }
+
+    /// The id as one would paste it elsewhere.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::Database(id) => id.to_string(),
+            Self::Collection(id) => id.to_string(),
+            Self::Partition(_, id) => id.to_string(),
+            Self::Segment(id) => id.to_string(),
+            Self::Channel(name) | Self::Session(name) | Self::Alias(_, name) => name.clone(),
+            Self::Index(_, id) => id.to_string(),
+            Self::SegmentIndex(id) => id.to_string(),
+            Self::Snapshot(id) => id.to_string(),
+            Self::Job(id) => id.to_string(),
+            Self::Replica(id) => id.to_string(),
+            Self::Task(key) | Self::Config(key) | Self::Undecodable(key) | Self::Key(key) => {
+                key.text()
+            }
+        }
+    }
 }

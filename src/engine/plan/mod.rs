@@ -1,6 +1,11 @@
 //! Intent → [`Plan`] → shown → confirmed → executed: the one write path (law 2). This file is what a screen or a CLI sees of it.
 
+pub mod blobs;
 pub mod execute;
+pub mod fence;
+pub mod ids;
+pub mod journal;
+pub mod retry;
 
 use std::collections::BTreeSet;
 
@@ -146,4 +151,16 @@ impl Plan {
     pub fn applicable(&self) -> bool {
         self.failures().next().is_none()
     }
+}
+
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
+            // Writing into a string cannot fail.
+            let _ = write!(s, "{b:02x}");
+            s
+        })
 }

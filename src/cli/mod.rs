@@ -1,0 +1,357 @@
+//! The command line: an equal client of the engine's [`Handle`]. Every screen is a subcommand (`get KIND`), every verb too.
+//! Exit codes are documented in `docs/cli.md` and made in [`exit_code`].
+
+mod jobs;
+mod output;
+mod verbs;
+
+use std::io::{IsTerminal, Write};
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::config::Flags;
+use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::handle::{Conn, Handle};
+
+/// See, snapshot, restore, verify and clean up a Milvus-format cluster, with every coordinator down.
+///
+/// Without a command: the console. Without flags: an embedded store that needs no server.
+#[derive(Debug, Parser)]
+#[command(name = "falconer", version, max_term_width = 110)]
+pub struct Cli {
+    /// Where the cluster is.
+    #[command(flatten)]
+    pub connect: Flags,
+    /// How the console looks.
+    #[command(flatten)]
+    pub look: Look,
+    /// What to do; the console when absent.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// Console options.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Console")]
+pub struct Look {
+    /// Colours of the console.
+    #[arg(long, global = true, value_enum, default_value_t = ColorChoice::Auto)]
+    pub color: ColorChoice,
+    /// Draw with ASCII only.
+    #[arg(long, global = true)]
+    pub ascii: bool,
+}
+
+/// Colours of the console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ColorChoice {
+    /// From the terminal and `NO_COLOR`.
+    Auto,
+    /// For a dark background.
+    Dark,
+    /// For a light background.
+    Light,
+    /// The 16 colours of the terminal's own palette.
+    Ansi,
+    /// None; states carry marks.
+    None,
+}
+
+/// A verb.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List a kind, or one of it: `get segments --collection books -o wide`.
+    Get(GetArgs),
+    /// Everything known of one thing: decoded fields, related things, raw keys.
+    Describe(DescribeArgs),
+    /// Create, list, describe and drop snapshots.
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Restore a snapshot into a new collection.
+    #[command(subcommand)]
+    Restore(RestoreCommand),
+    /// What garbage collection would take and why it keeps the rest; and one pass of it.
+    #[command(subcommand)]
+    Gc(GcCommand),
+    /// Check the connection, the bucket and the references; each failure names the key to change.
+    Doctor(DoctorArgs),
+    /// Build a small living cluster in the embedded store.
+    Demo(ApplyArgs),
+    /// Every setting with where it came from, secrets masked.
+    Config(OutputArgs),
+    /// Shell completion.
+    Completions {
+        /// For this shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Output format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Aligned columns.
+    Table,
+    /// Aligned columns, all of them.
+    Wide,
+    /// One JSON document.
+    Json,
+    /// One JSON document a line.
+    Jsonl,
+    /// YAML.
+    Yaml,
+}
+
+/// `-o`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct OutputArgs {
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+}
+
+/// `get`.
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// Kind: databases, collections, partitions, segments, channels, indexes, snapshots, jobs, sessions, keys, …
+    pub kind: String,
+    /// Name or id; a collection may be `database/name`.
+    pub name: Option<String>,
+    /// Only of this collection (name, `database/name` or id).
+    #[arg(short, long)]
+    pub collection: Option<String>,
+    /// Only rows that contain this text; a leading `!` keeps those that do not.
+    #[arg(short, long)]
+    pub filter: Option<String>,
+    /// Sort by this column; `-column` for descending.
+    #[arg(short, long, allow_hyphen_values = true)]
+    pub sort: Option<String>,
+    /// Output format.
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+/// `describe`.
+#[derive(Debug, Args)]
+pub struct DescribeArgs {
+    /// Kind.
+    pub kind: String,
+    /// Name or id.
+    pub name: String,
+    /// Output format; `table` prints sections.
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+/// How a plan is applied.
+#[derive(Clone, Debug, Args)]
+pub struct ApplyArgs {
+    /// Show the plan and stop.
+    #[arg(long)]
+    pub plan: bool,
+    /// Answer the confirmation. A plan that wants a name typed still wants `--confirm NAME`.
+    #[arg(short, long)]
+    pub yes: bool,
+    /// The text that a dangerous plan asks to be typed.
+    #[arg(long, value_name = "TEXT")]
+    pub confirm: Option<String>,
+    /// Output format of plan and result.
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+/// `snapshot …`.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Create one.
+    Create {
+        /// Of this collection (name, `database/name` or id).
+        collection: String,
+        /// Its name: letters, digits, `_`, `$`; begins with a letter or `_`.
+        name: String,
+        /// Description.
+        #[arg(long, default_value = "")]
+        description: String,
+        /// Seconds of compaction protection.
+        #[arg(long, default_value_t = 0)]
+        protect: u64,
+        /// How to apply.
+        #[command(flatten)]
+        apply: ApplyArgs,
+    },
+    /// List all, or those of one collection.
+    List {
+        /// Of this collection.
+        collection: Option<String>,
+        /// Output format.
+        #[command(flatten)]
+        out: OutputArgs,
+    },
+    /// Everything known of one, its manifests and missing objects included.
+    Describe {
+        /// Name, `collection/name` or id.
+        snapshot: String,
+        /// Output format.
+        #[command(flatten)]
+        out: OutputArgs,
+    },
+    /// Drop one: its files first, its record last. Source data is never touched.
+    Drop {
+        /// Name, `collection/name` or id.
+        snapshot: String,
+        /// How to apply.
+        #[command(flatten)]
+        apply: ApplyArgs,
+    },
+}
+
+/// `restore …`.
+#[derive(Debug, Subcommand)]
+pub enum RestoreCommand {
+    /// Restore into a new collection and stay until it is verified.
+    Start {
+        /// Name, `collection/name` or id.
+        snapshot: String,
+        /// Target: `name` or `database/name`. Must not exist.
+        target: String,
+        /// How to apply.
+        #[command(flatten)]
+        apply: ApplyArgs,
+    },
+    /// Follow a job until it ends.
+    Watch {
+        /// Its id.
+        job: i64,
+        /// Output format.
+        #[command(flatten)]
+        out: OutputArgs,
+    },
+    /// List restore jobs, ours and those of a Milvus.
+    List {
+        /// Output format.
+        #[command(flatten)]
+        out: OutputArgs,
+    },
+    /// Stop a job and take back what it did.
+    Cancel {
+        /// Its id.
+        job: i64,
+    },
+}
+
+/// `gc …`.
+#[derive(Debug, Subcommand)]
+pub enum GcCommand {
+    /// Show what one pass would collect and what it keeps and why. Changes nothing.
+    Plan {
+        /// Which.
+        #[command(flatten)]
+        scope: GcScope,
+        /// Output format.
+        #[command(flatten)]
+        out: OutputArgs,
+    },
+    /// Run one pass.
+    Run {
+        /// Which.
+        #[command(flatten)]
+        scope: GcScope,
+        /// How to apply.
+        #[command(flatten)]
+        apply: ApplyArgs,
+    },
+}
+
+/// What a pass looks at.
+#[derive(Clone, Debug, Args)]
+pub struct GcScope {
+    /// Only this collection.
+    #[arg(short, long)]
+    pub collection: Option<String>,
+    /// Only this rule; may be given several times.
+    #[arg(short, long)]
+    pub rule: Vec<String>,
+}
+
+/// `doctor`.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct DoctorArgs {
+    /// Also compare the bucket's listing with every reference, and name each missing object.
+    #[arg(long)]
+    pub deep: bool,
+    /// Output format.
+    #[command(flatten)]
+    pub out: OutputArgs,
+}
+
+/// The exit code of an error.
+pub fn exit_code(kind: ErrorKind) -> u8 {
+    match kind {
+        ErrorKind::Internal => 1,
+        ErrorKind::Invalid | ErrorKind::Config => 2,
+        ErrorKind::NotFound => 3,
+        ErrorKind::Conflict | ErrorKind::Fenced | ErrorKind::Busy => 4,
+        ErrorKind::Unreachable => 5,
+        ErrorKind::Denied => 6,
+        ErrorKind::Corrupt => 7,
+        ErrorKind::OutcomeUnknown => 8,
+        ErrorKind::Limit | ErrorKind::Compacted | ErrorKind::Unsupported => 9,
+        ErrorKind::Cancelled => 130,
+    }
+}
+
+/// Whether a command works without a cluster.
+pub fn offline(command: &Command) -> bool {
+    matches!(command, Command::Completions { .. } | Command::Config(_))
+}
+
+/// Runs a command that needs no engine.
+pub fn run_offline(command: &Command, settings: &[crate::config::Setting], out: &mut dyn Write) -> Result<()> {
+    match command {
+        Command::Completions { shell } => {
+            let mut buffer = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "falconer", &mut buffer);
+            output::raw(out, &buffer)
+        }
+        Command::Config(args) => output::settings(out, settings, args.output),
+        _ => Err(Error::new(ErrorKind::Internal, "this command needs an engine")),
+    }
+}
+
+/// Runs a command against an engine. `Ok(code)` is the exit code of a command that did its work but has bad news.
+pub async fn run(command: Command, handle: Handle, out: &mut (dyn Write + Send)) -> Result<u8> {
+    let mut handle = handle;
+    ready(&mut handle).await?;
+    match command {
+        Command::Get(args) => verbs::get(&handle, &args, out).map(|()| 0),
+        Command::Describe(args) => verbs::describe(&handle, &args, out).await.map(|()| 0),
+        Command::Snapshot(command) => verbs::snapshot(&mut handle, command, out).await,
+        Command::Restore(command) => verbs::restore(&mut handle, command, out).await,
+        Command::Gc(command) => verbs::gc(&mut handle, command, out).await,
+        Command::Doctor(args) => verbs::doctor(&handle, args, out).await,
+        Command::Demo(apply) => jobs::apply(&mut handle, crate::engine::plan::Intent::Demo, &apply, out).await,
+        Command::Config(_) | Command::Completions { .. } => {
+            Err(Error::new(ErrorKind::Internal, "this command needs no engine"))
+        }
+    }
+}
+
+/// Waits for the first complete listing; a connection that fails is an error, not an endless wait.
+async fn ready(handle: &mut Handle) -> Result<()> {
+    loop {
+        let state = handle.conn.borrow_and_update().clone();
+        match state {
+            Conn::Live { .. } | Conn::Static { .. } => return Ok(()),
+            Conn::Connecting { attempt, why: Some(why) } if attempt > 2 || !why.is_transient() => return Err(why),
+            Conn::Stale { why, .. } => return Err(why),
+            Conn::Connecting { .. } | Conn::Syncing { .. } => {}
+        }
+        if handle.conn.changed().await.is_err() {
+            return Err(Error::new(ErrorKind::Internal, "the engine stopped before the first listing was complete"));
+        }
+    }
+}
+
+/// Whether a question can be asked.
+fn interactive() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}

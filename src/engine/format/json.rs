@@ -1,0 +1,119 @@
+//! protojson with proto field names, and the descriptors behind it (`spec/snapshot.md` §2.2).
+
+use std::sync::LazyLock;
+
+use prost::Message;
+use prost_reflect::{
+    DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions,
+};
+
+use super::pb;
+use crate::engine::error::{Error, ErrorKind, Result};
+
+static POOL: LazyLock<Result<DescriptorPool>> = LazyLock::new(|| {
+    DescriptorPool::decode(pb::DESCRIPTOR_SET).map_err(|cause| {
+        Error::new(
+            ErrorKind::Internal,
+            "the embedded protobuf descriptors do not decode",
+        )
+        .caused_by(cause)
+    })
+});
+
+/// 64-bit numbers quoted, enums by name, defaults left out, names as in the `.proto` files.
+const OPTIONS: SerializeOptions = SerializeOptions::new()
+    .stringify_64_bit_integers(true)
+    .use_enum_numbers(false)
+    .use_proto_field_name(true)
+    .skip_default_fields(true);
+
+/// The descriptor of a message, e.g. `milvus.proto.data.SegmentInfo`.
+pub fn descriptor(full_name: &str) -> Result<MessageDescriptor> {
+    POOL.as_ref()
+        .map_err(Clone::clone)?
+        .get_message_by_name(full_name)
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::Internal,
+                "no such message in the embedded descriptors",
+            )
+            .with("message", full_name)
+        })
+}
+
+/// Decodes any message; unknown fields are kept.
+pub fn decode(full_name: &str, bytes: &[u8]) -> Result<DynamicMessage> {
+    DynamicMessage::decode(descriptor(full_name)?, bytes).map_err(|cause| {
+        Error::new(
+            ErrorKind::Corrupt,
+            "the value is not the message its key promises",
+        )
+        .with("message", full_name)
+        .caused_by(cause)
+    })
+}
+
+/// A message as indented JSON. Fields unknown to this version are not in it: protojson has no place for them.
+pub fn print(message: &DynamicMessage) -> Result<String> {
+    let mut out = Vec::new();
+    message
+        .serialize_with_options(&mut serde_json::Serializer::pretty(&mut out), &OPTIONS)
+        .map_err(|cause| {
+            Error::new(ErrorKind::Internal, "a message did not print as JSON").caused_by(cause)
+        })?;
+    String::from_utf8(out).map_err(|cause| {
+        Error::new(ErrorKind::Internal, "printed JSON is not UTF-8").caused_by(cause)
+    })
+}
+
+/// A message as a JSON value.
+pub fn to_value(message: &DynamicMessage) -> Result<serde_json::Value> {
+    message
+        .serialize_with_options(serde_json::value::Serializer, &OPTIONS)
+        .map_err(|cause| {
+            Error::new(ErrorKind::Internal, "a message did not print as JSON").caused_by(cause)
+        })
+}
+
+/// Reads protojson. Members this version does not know are ignored, as Milvus does; 64-bit numbers may be bare or
+/// quoted; names may be proto or lowerCamel. The error names the byte offset.
+pub fn parse(full_name: &str, text: &[u8]) -> Result<DynamicMessage> {
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let options = DeserializeOptions::new().deny_unknown_fields(false);
+    DynamicMessage::deserialize_with_options(descriptor(full_name)?, &mut reader, &options)
+        .and_then(|message| reader.end().map(|()| message))
+        .map_err(|cause| {
+            Error::new(ErrorKind::Corrupt, "not the JSON form of its message")
+                .with("message", full_name)
+                .with("offset", offset(text, &cause))
+                .caused_by(cause)
+        })
+}
+
+/// serde_json counts lines and columns from 1; column 0 is the line's beginning.
+fn offset(text: &[u8], cause: &serde_json::Error) -> usize {
+    let before: usize = text
+        .split_inclusive(|b| *b == b'\n')
+        .take(cause.line().saturating_sub(1))
+        .map(<[u8]>::len)
+        .sum();
+    (before + cause.column().saturating_sub(1)).min(text.len())
+}
+
+/// A generated struct as a dynamic message of `full_name`.
+pub fn lift<M: Message>(full_name: &str, value: &M) -> Result<DynamicMessage> {
+    let mut message = DynamicMessage::new(descriptor(full_name)?);
+    message.transcode_from(value).map_err(|cause| {
+        Error::new(ErrorKind::Internal, "a struct and its descriptor disagree")
+            .with("message", full_name)
+            .caused_by(cause)
+    })?;
+    Ok(message)
+}
+
+/// A dynamic message as a generated struct.
+pub fn lower<M: Message + Default>(message: &DynamicMessage) -> Result<M> {
+    message.transcode_to().map_err(|cause| {
+        Error::new(ErrorKind::Internal, "a struct and its descriptor disagree").caused_by(cause)
+    })
+}

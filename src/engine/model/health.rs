@@ -1,0 +1,423 @@
+//! Verdicts: pure functions of the catalog and the time, used alike by screens, the CLI and the executor (law 6). Every rule
+//! has a name that can be asked for.
+
+use crate::engine::format::time::Moment;
+use crate::engine::ids::{CollectionId, UnixMs};
+
+use super::data::{Channel, Snapshot};
+use super::jobs::JobState;
+use super::resource::{Cell, RowId, Tone};
+use super::rows::View;
+
+/// A channel this far behind the newest real checkpoint is frozen: flush-all will not end (`spec/lifecycle.md` §3 (e)).
+pub const FROZEN_MS: u64 = 10 * 60_000;
+/// A snapshot PENDING for longer lost its maker (`spec/oncall.md` §5.2).
+pub const PENDING_MS: u64 = 5 * 60_000;
+/// A running job that has not moved for longer is stuck.
+pub const STUCK_MS: u64 = 2 * 60_000;
+
+/// How much it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Severity {
+    /// Good to know.
+    Info,
+    /// Look at it.
+    Warn,
+    /// Wrong.
+    Bad,
+}
+
+macro_rules! rules {
+    ($($(#[$doc:meta])* $rule:ident $name:literal $help:literal;)*) => {
+        /// A rule.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Rule { $(#[doc = $help] $rule),* }
+
+        impl Rule {
+            /// Every rule.
+            pub const ALL: &'static [Self] = &[$(Self::$rule),*];
+
+            /// Its name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$rule => $name),* }
+            }
+
+            /// What it looks for.
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$rule => $help),* }
+            }
+        }
+    };
+}
+
+rules! {
+    ChannelFrozen "channel-frozen" "A channel's checkpoint is far behind the newest one";
+    ChannelCheckpoint "channel-checkpoint" "A channel in use has no checkpoint, an unset one, or one from the future";
+    CheckpointsStale "checkpoints-stale" "Even the newest checkpoint is old: nothing is consumed, or this is an old dump";
+    ChannelLeftover "channel-leftover" "Keys of a channel whose collection is gone";
+    CoordinatorAlive "coordinator-alive" "A coordinator is registered: nothing can be written";
+    SessionWithoutLease "session-without-lease" "A session that nobody renews and that will not go by itself";
+    CollectionDamaged "collection-damaged" "A collection with missing or contradicting parts";
+    Undecodable "undecodable" "A value that cannot be read";
+    SnapshotPending "snapshot-pending" "A snapshot in PENDING for too long";
+    SnapshotDeleting "snapshot-deleting" "A snapshot whose deletion has not ended";
+    TaskFailed "task-failed" "A task of a coordinator has failed";
+    BuildFailed "build-failed" "An index has failed builds";
+    SegmentsDropped "segments-dropped" "Dropped segments wait for collection and hold bytes";
+    LogsWithoutSegment "logs-without-segment" "Log keys without their segment's key";
+    AliasDangling "alias-dangling" "An alias of a collection that is gone";
+    JobFailed "job-failed" "One of our jobs has failed";
+    JobStuck "job-stuck" "One of our jobs has not moved for a while";
+}
+
+/// A finding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    /// The rule.
+    pub rule: Rule,
+    /// How much it matters.
+    pub severity: Severity,
+    /// What it is about; `None` for the cluster.
+    pub subject: Option<RowId>,
+    /// Since when, as far as it is known.
+    pub since: Option<UnixMs>,
+    /// What was found.
+    pub reason: String,
+    /// What to do, or what will happen by itself.
+    pub next: &'static str,
+}
+
+/// Checkpoint against now; `None` for a channel without a real one (law 10).
+#[must_use]
+pub fn lag(view: &View<'_>, c: &Channel) -> Option<u64> {
+    let at = Moment::of_tso(c.checkpoint?, view.now).at()?;
+    Some(view.now.since(at))
+}
+
+/// Checkpoint against the newest real checkpoint.
+#[must_use]
+pub fn behind(view: &View<'_>, c: &Channel) -> Option<u64> {
+    let at = Moment::of_tso(c.checkpoint?, view.now).at()?;
+    Some(view.catalog.newest_checkpoint(view.now)?.since(at))
+}
+
+/// The largest lag over the channels of a collection.
+#[must_use]
+pub fn worst_lag(view: &View<'_>, id: CollectionId) -> Option<u64> {
+    view.catalog
+        .channels_of(id)
+        .filter_map(|c| lag(view, c))
+        .max()
+}
+
+/// A channel's verdict in one word.
+#[must_use]
+pub fn channel_state(view: &View<'_>, c: &Channel) -> (&'static str, Tone) {
+    let orphan = c
+        .collection
+        .is_some_and(|id| !view.catalog.collections.contains_key(&id));
+    let Some(checkpoint) = c.checkpoint else {
+        return match (orphan, c.listed) {
+            (true, _) => ("GC-PENDING", Tone::Dim),
+            (false, true) => ("NO-CHECKPOINT", Tone::Warn),
+            (false, false) => ("ok", Tone::Good),
+        };
+    };
+    match Moment::of_tso(checkpoint, view.now) {
+        Moment::Max if orphan => ("GC-PENDING", Tone::Dim),
+        Moment::Max => ("DROPPED", Tone::Dim),
+        _ if orphan => ("GC-PENDING", Tone::Dim),
+        Moment::Unset => ("UNSET", Tone::Warn),
+        Moment::Future(_) => ("FUTURE", Tone::Warn),
+        Moment::OutOfRange => ("NOT-A-TIME", Tone::Warn),
+        Moment::At(_) if behind(view, c).is_some_and(|ms| ms > FROZEN_MS) => ("FROZEN", Tone::Bad),
+        Moment::At(_) => ("ok", Tone::Good),
+    }
+}
+
+/// A snapshot's state with the tone its age gives it.
+#[must_use]
+pub fn snapshot_state(view: &View<'_>, s: &Snapshot) -> Cell {
+    let tone = match s.state.number {
+        1 if pending_ms(view, s).is_some_and(|ms| ms > PENDING_MS) => Tone::Warn,
+        1 => Tone::Busy,
+        2 => Tone::Good,
+        _ => Tone::Warn,
+    };
+    Cell::State(s.state.text(), tone)
+}
+
+fn pending_ms(view: &View<'_>, s: &Snapshot) -> Option<u64> {
+    (s.state.number == 1).then(|| s.pending_since.map_or(0, |at| view.now.since(at)))
+}
+
+/// Every finding, worst first. Walks channels, sessions, snapshots, tasks, collections and jobs, never the segments.
+#[must_use]
+pub fn faults(view: &View<'_>) -> Vec<Fault> {
+    let mut out = Vec::new();
+    channels(view, &mut out);
+    sessions(view, &mut out);
+    collections(view, &mut out);
+    snapshots(view, &mut out);
+    tasks(view, &mut out);
+    jobs(view, &mut out);
+    let c = view.catalog;
+    for row in c.undecodable.values() {
+        out.push(Fault {
+            rule: Rule::Undecodable,
+            severity: Severity::Bad,
+            subject: Some(RowId::Undecodable(row.key.clone())),
+            since: None,
+            reason: format!("{} cannot be read: {}", row.key, row.reason),
+            next: "look at the raw value; nothing that depends on it will be deleted",
+        });
+    }
+    if c.headless_segments() > 0 {
+        out.push(Fault {
+            rule: Rule::LogsWithoutSegment,
+            severity: Severity::Warn,
+            subject: None,
+            since: None,
+            reason: format!(
+                "{} segments have log keys but no key of their own",
+                c.headless_segments()
+            ),
+            next: "left behind by an interrupted clean-up; garbage collection lists their objects",
+        });
+    }
+    out.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.rule.cmp(&b.rule)));
+    out
+}
+
+fn channels(view: &View<'_>, out: &mut Vec<Fault>) {
+    let newest = view.catalog.newest_checkpoint(view.now);
+    if let Some(at) = newest.filter(|at| view.now.since(*at) > FROZEN_MS) {
+        out.push(Fault {
+            rule: Rule::CheckpointsStale,
+            severity: Severity::Warn,
+            subject: None,
+            since: Some(at),
+            reason: format!(
+                "the newest checkpoint of any channel is {} old",
+                super::text::age(view.now.since(at))
+            ),
+            next: "see whether a data or streaming node is alive",
+        });
+    }
+    for c in view.catalog.channels.values() {
+        let subject = Some(RowId::Channel(c.name.0.clone()));
+        let since = c.checkpoint.and_then(crate::engine::ids::Tso::time);
+        let (rule, severity, reason, next) = match channel_state(view, c).0 {
+            "FROZEN" => (
+                Rule::ChannelFrozen,
+                Severity::Bad,
+                format!(
+                    "{} is {} behind the newest checkpoint",
+                    c.name,
+                    super::text::age(behind(view, c).unwrap_or(0))
+                ),
+                "find the node that owns it; flush-all waits for it",
+            ),
+            "GC-PENDING" => {
+                let left = c
+                    .collection
+                    .and_then(|id| view.catalog.sums.collections.get(&id))
+                    .map_or(0, super::totals::Totals::segments);
+                let why = if left > 0 {
+                    format!("{left} segment keys are left")
+                } else {
+                    "nothing else of it is left".to_owned()
+                };
+                (
+                    Rule::ChannelLeftover,
+                    Severity::Info,
+                    format!("{} belongs to a collection that is gone; {why}", c.name),
+                    "Milvus removes it once no segment key of the collection is left",
+                )
+            }
+            state @ ("NO-CHECKPOINT" | "UNSET" | "FUTURE" | "NOT-A-TIME") => (
+                Rule::ChannelCheckpoint,
+                Severity::Warn,
+                format!("{} has the checkpoint state {state}", c.name),
+                "wait for its first flush, or look at the clock of its writer",
+            ),
+            _ => continue,
+        };
+        out.push(Fault {
+            rule,
+            severity,
+            subject,
+            since,
+            reason,
+            next,
+        });
+    }
+}
+
+fn sessions(view: &View<'_>, out: &mut Vec<Fault>) {
+    for s in view.catalog.sessions.values() {
+        let subject = Some(RowId::Session(s.name.to_string()));
+        if s.coordinator {
+            out.push(Fault {
+                rule: Rule::CoordinatorAlive,
+                severity: Severity::Info,
+                subject: subject.clone(),
+                since: None,
+                reason: format!("{} is registered at {}", s.name, s.address),
+                next: "stop the coordinators before anything is written",
+            });
+        }
+        if s.lease == 0 {
+            out.push(Fault {
+                rule: Rule::SessionWithoutLease,
+                severity: Severity::Warn,
+                subject,
+                since: None,
+                reason: format!(
+                    "{} has no lease, so it does not go when its process does",
+                    s.name
+                ),
+                next: "make sure that the process is gone; a restored dump leaves such keys",
+            });
+        }
+    }
+}
+
+fn collections(view: &View<'_>, out: &mut Vec<Fault>) {
+    let c = view.catalog;
+    for row in c.collections.values().filter(|row| !row.damage.is_empty()) {
+        out.push(Fault {
+            rule: Rule::CollectionDamaged,
+            severity: Severity::Bad,
+            subject: Some(RowId::Collection(row.id)),
+            since: row.created.time(),
+            reason: format!("{}: {}", row.name, row.damage.join("; ")),
+            next: "Milvus 2.6.6 to 2.6.11 leaves this after a crash while creating; do not load it",
+        });
+    }
+    for (id, totals) in &c.sums.collections {
+        let n = totals.by_state[6];
+        if n > 0 {
+            out.push(Fault {
+                rule: Rule::SegmentsDropped,
+                severity: Severity::Info,
+                subject: Some(RowId::Collection(*id)),
+                since: None,
+                reason: format!(
+                    "{n} dropped segments of {} hold {}",
+                    c.collection_name(*id),
+                    super::text::bytes(totals.dropped_bytes)
+                ),
+                next: "collected after the tolerance, unless a snapshot holds them",
+            });
+        }
+    }
+    for row in c.aliases.values() {
+        if !c.collections.contains_key(&row.collection) {
+            out.push(Fault {
+                rule: Rule::AliasDangling,
+                severity: Severity::Warn,
+                subject: Some(RowId::Alias(row.db, row.name.to_string())),
+                since: row.created.time(),
+                reason: format!(
+                    "alias {} stands for {}, which is gone",
+                    row.name, row.collection
+                ),
+                next: "drop or move the alias",
+            });
+        }
+    }
+    for ((collection, index), totals) in &c.sums.indexes {
+        if totals.by_state[4] > 0 {
+            out.push(Fault {
+                rule: Rule::BuildFailed,
+                severity: Severity::Bad,
+                subject: Some(RowId::Index(*collection, *index)),
+                since: None,
+                reason: format!(
+                    "{} builds of index {index} of {} have failed",
+                    totals.by_state[4],
+                    c.collection_name(*collection)
+                ),
+                next: "the reason stands beside each build",
+            });
+        }
+    }
+}
+
+fn snapshots(view: &View<'_>, out: &mut Vec<Fault>) {
+    for s in view.catalog.snapshots.values() {
+        let subject = Some(RowId::Snapshot(s.id));
+        match s.state.number {
+            1 => {
+                let Some(ms) = pending_ms(view, s).filter(|ms| *ms > PENDING_MS) else {
+                    continue;
+                };
+                out.push(Fault {
+                    rule: Rule::SnapshotPending,
+                    severity: Severity::Warn,
+                    subject,
+                    since: s.pending_since,
+                    reason: format!("{} is PENDING for {}", s.name, super::text::age(ms)),
+                    next: "its maker died; drop it, it blocks compaction of its collection",
+                });
+            }
+            3 => out.push(Fault {
+                rule: Rule::SnapshotDeleting,
+                severity: Severity::Warn,
+                subject,
+                since: None,
+                reason: format!("{} is DELETING; its files may be left", s.name),
+                next: "drop it again: objects go first, the record last",
+            }),
+            _ => {}
+        }
+    }
+}
+
+fn tasks(view: &View<'_>, out: &mut Vec<Fault>) {
+    for t in view.catalog.tasks.values() {
+        let failed = matches!(
+            t.state.name,
+            "Failed" | "failed" | "timeout" | "FailedAndCleaned"
+        );
+        if failed {
+            out.push(Fault {
+                rule: Rule::TaskFailed,
+                severity: Severity::Warn,
+                subject: Some(RowId::Task(t.key.clone())),
+                since: t.ended.or(t.started),
+                reason: format!("{} {}: {}", t.kind, t.id, t.reason),
+                next: "read the reason; the coordinator may try again by itself",
+            });
+        }
+    }
+}
+
+fn jobs(view: &View<'_>, out: &mut Vec<Fault>) {
+    for j in &view.jobs.jobs {
+        let subject = Some(RowId::Job(j.id));
+        if j.state == JobState::Failed {
+            out.push(Fault {
+                rule: Rule::JobFailed,
+                severity: Severity::Bad,
+                subject,
+                since: j.ended,
+                reason: format!("{}: {}", j.title, j.error.as_deref().unwrap_or("no reason")),
+                next: "what it made has been taken back, or is labelled",
+            });
+        } else if !j.state.ended() && view.now.since(j.moved) > STUCK_MS {
+            out.push(Fault {
+                rule: Rule::JobStuck,
+                severity: Severity::Warn,
+                subject,
+                since: Some(j.moved),
+                reason: format!("{} stands in {}", j.title, j.step),
+                next: "look at the store it waits for, or cancel it",
+            });
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! The right to write, and its loss (law 4).
+//!
+//! One writer a root: the owner key, bound to a lease, names us; the epoch counts owners. Every transaction carries both as
+//! conditions, and that no coordinator session exists (`spec/layout.md` §1.4), so that losing either refuses the write itself, not
+//! a check before it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::journal::{Keys, Owner, from_json, json};
+use super::retry::{Backoff, calm};
+use crate::engine::clock::{Clock, Entropy};
+use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::meta::{Cond, MetaWrite, Outcome, RangeOpts, Span, Txn, Write};
+use crate::engine::profile::Roots;
+
+/// The roles whose session means that somebody holds the catalog in memory. A standby (`-{id}`) counts: it may wake up.
+pub const COORDINATORS: [&str; 5] = [
+    "rootcoord",
+    "datacoord",
+    "indexcoord",
+    "querycoord",
+    "mixcoord",
+];
+
+/// How long a silent writer keeps the root.
+pub const TTL: Duration = Duration::from_secs(15);
+
+/// The empty ranges that prove no coordinator is registered: `session/{role}` and everything that begins with it,
+/// because a coordinator waits for each such key (§1.4). `session/id` and `session/version` lie outside.
+#[must_use]
+pub fn session_spans(roots: &Roots) -> Vec<Span> {
+    let base = [roots.root.as_str(), roots.meta.as_str()]
+        .iter()
+        .map(|p| p.trim_matches('/'))
+        .filter(|p| !p.is_empty())
+        .collect::<Vec<_>>()
+        .join("/");
+    COORDINATORS
+        .iter()
+        .map(|role| {
+            let start = format!("{base}/session/{role}");
+            // The last byte is a letter: one more is the first string behind every `session/{role}…`.
+            let mut end = start.clone().into_bytes();
+            if let Some(last) = end.last_mut() {
+                *last += 1;
+            }
+            Span {
+                start: start.into_bytes().into(),
+                end: Some(end.into()),
+            }
+        })
+        .collect()
+}
+
+#[derive(Clone)]
+struct Held {
+    lease: i64,
+    owner: Bytes,
+    epoch: Bytes,
+}
+
+/// Our ownership of one root.
+pub struct Fence {
+    meta: Arc<dyn MetaWrite>,
+    clock: Arc<dyn Clock>,
+    entropy: Arc<dyn Entropy>,
+    keys: Keys,
+    spans: Vec<Span>,
+    actor: String,
+    held: Mutex<Option<Held>>,
+    /// [`Clock::mono`] in ms of the last renewal and of the last proof that the fence stands; `u64::MAX` = never.
+    renewed: AtomicU64,
+    proved: AtomicU64,
+    /// One acquisition at a time.
+    gate: tokio::sync::Mutex<()>,
+}
+
+impl Fence {
+    /// Not held yet.
+    pub fn new(
+        meta: Arc<dyn MetaWrite>,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+        roots: &Roots,
+        actor: String,
+    ) -> Self {
+        Self {
+            meta,
+            clock,
+            entropy,
+            keys: Keys::new(roots),
+            spans: session_spans(roots),
+            actor,
+            held: Mutex::new(None),
+            renewed: AtomicU64::new(u64::MAX),
+            proved: AtomicU64::new(u64::MAX),
+            gate: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// The epoch we hold, if we do.
+    pub fn epoch(&self) -> Option<u64> {
+        let held = self.lock();
+        let text = std::str::from_utf8(&held.as_ref()?.epoch).ok()?;
+        text.parse().ok()
+    }
+
+    /// Becomes the owner, or says who is. Nothing happens when we are already.
+    pub async fn acquire(&self) -> Result<()> {
+        let _gate = self.gate.lock().await;
+        if self.lock().is_some() {
+            return Ok(());
+        }
+        let mut backoff = Backoff::new(5);
+        loop {
+            let owner = calm(&*self.clock, || async {
+                self.meta.get(&self.keys.owner()).await
+            })
+            .await?;
+            if let Some(kv) = owner {
+                return Err(self.busy(&kv.value));
+            }
+            let epoch = calm(&*self.clock, || async {
+                self.meta.get(&self.keys.epoch()).await
+            })
+            .await?;
+            let number = match &epoch {
+                None => 1,
+                Some(kv) => from_json::<u64>(&kv.key, &kv.value)? + 1,
+            };
+            let lease = calm(&*self.clock, || self.meta.grant(TTL)).await?;
+            let held = Held {
+                lease,
+                owner: json(&Owner {
+                    token: format!("{:016x}", self.entropy.next_u64()),
+                    epoch: number,
+                    actor: self.actor.clone(),
+                    since: self.clock.now(),
+                })?,
+                epoch: number.to_string().into(),
+            };
+            let txn = Txn {
+                conds: vec![
+                    Cond::Absent(self.keys.owner()),
+                    epoch.map_or_else(
+                        || Cond::Absent(self.keys.epoch()),
+                        |kv| Cond::At(kv.key, kv.mod_rev),
+                    ),
+                ],
+                writes: vec![
+                    Write::Put {
+                        key: self.keys.owner(),
+                        value: held.owner.clone(),
+                        lease,
+                    },
+                    Write::put(self.keys.epoch(), held.epoch.clone()),
+                ],
+            };
+            let ours = match self.meta.txn(txn).await {
+                Ok(Outcome::Committed { .. }) => true,
+                Ok(Outcome::Refused { .. }) => false,
+                // The token is random: if it stands there, the transaction happened.
+                Err(e) if e.kind() == ErrorKind::OutcomeUnknown => {
+                    let now = calm(&*self.clock, || async {
+                        self.meta.get(&self.keys.owner()).await
+                    })
+                    .await?;
+                    now.is_some_and(|kv| kv.value == held.owner)
+                }
+                Err(e) if e.is_transient() => false,
+                Err(e) => return Err(e),
+            };
+            if ours {
+                self.stamp(&self.renewed);
+                self.proved.store(u64::MAX, Ordering::SeqCst);
+                *self.lock() = Some(held);
+                return Ok(());
+            }
+            // A lease that guards nothing; it ends by itself if this fails.
+            let _ = self.meta.revoke(lease).await;
+            if !backoff.again(&*self.clock).await {
+                return Err(Error::new(
+                    ErrorKind::Unreachable,
+                    format!("key {} could not be taken", self.keys.owner()),
+                )
+                .fix("try again"));
+            }
+        }
+    }
+
+    fn busy(&self, value: &[u8]) -> Error {
+        let who = serde_json::from_slice::<Owner>(value).map_or_else(
+            |_| "an unknown writer".to_owned(),
+            |o| format!("{} since {}", o.actor, o.since.utc()),
+        );
+        Error::new(
+            ErrorKind::Busy,
+            format!("this root is being written by {who}"),
+        )
+        .with("key", self.keys.owner())
+        .fix(format!(
+            "wait for its job to end; if that process is dead its lease runs out within {} s",
+            TTL.as_secs()
+        ))
+    }
+
+    /// Gives the root back. Errors are of no use here: the lease runs out by itself.
+    pub async fn release(&self) {
+        let _gate = self.gate.lock().await;
+        let held = self.lock().take();
+        if let Some(held) = held {
+            let _ = self.meta.revoke(held.lease).await;
+        }
+    }
+
+    /// Conditions of every transaction into the Milvus root.
+    pub fn conds(&self) -> Result<Vec<Cond>> {
+        let mut conds: Vec<Cond> = self.spans.iter().cloned().map(Cond::NoneIn).collect();
+        conds.extend(self.own_conds()?);
+        Ok(conds)
+    }
+
+    /// Conditions of a transaction that touches our own keys only: ownership, but a live coordinator does not matter.
+    pub fn own_conds(&self) -> Result<Vec<Cond>> {
+        let held = self.lock();
+        let held = held.as_ref().ok_or_else(|| self.lost())?;
+        Ok(vec![
+            Cond::ValueIs(self.keys.owner(), held.owner.clone()),
+            Cond::ValueIs(self.keys.epoch(), held.epoch.clone()),
+        ])
+    }
+
+    /// Whether the owner key is still ours, as the store says now.
+    pub async fn owned(&self) -> Result<bool> {
+        let owner = calm(&*self.clock, || async {
+            self.meta.get(&self.keys.owner()).await
+        })
+        .await?;
+        let ours = self.lock().as_ref().map(|h| h.owner.clone());
+        let same = owner.map(|kv| kv.value) == ours && ours.is_some();
+        if !same {
+            *self.lock() = None;
+        }
+        Ok(same)
+    }
+
+    /// What is said when it is not.
+    pub fn lost(&self) -> Error {
+        Error::new(
+            ErrorKind::Fenced,
+            format!(
+                "our lease on {} is lost: nothing more is written",
+                self.keys.owner()
+            ),
+        )
+        .fix("the job is taken up again by whoever owns the root next")
+    }
+
+    /// Renews the lease when a third of it has passed.
+    pub async fn renew_if_due(&self) -> Result<()> {
+        let Some(lease) = self.lock().as_ref().map(|h| h.lease) else {
+            return Err(self.lost());
+        };
+        if self.fresh(&self.renewed) {
+            return Ok(());
+        }
+        match self.meta.keep_alive(lease).await {
+            Ok(()) => {
+                self.stamp(&self.renewed);
+                Ok(())
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                *self.lock() = None;
+                Err(self.lost())
+            }
+            // Not renewed, not lost either: the conditions of the next transaction decide.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Keeps the lease while nothing is written. Runs until it is dropped.
+    pub async fn keep(&self) {
+        loop {
+            self.clock.sleep(TTL / 3).await;
+            let _ = self.renew_if_due().await;
+        }
+    }
+
+    /// Proves that the fence stands, with one empty transaction; a proof younger than a third of the lease is enough.
+    pub async fn check(&self) -> Result<()> {
+        self.renew_if_due().await?;
+        if self.fresh(&self.proved) {
+            return Ok(());
+        }
+        let conds = self.conds()?;
+        let outcome = calm(&*self.clock, || {
+            self.meta.txn(Txn {
+                conds: conds.clone(),
+                writes: Vec::new(),
+            })
+        })
+        .await?;
+        match outcome {
+            Outcome::Committed { .. } => {
+                self.prove();
+                Ok(())
+            }
+            Outcome::Refused { .. } => Err(self.why().await?.unwrap_or_else(|| {
+                Error::new(ErrorKind::Fenced, "the fence did not hold a moment ago")
+                    .fix("try again")
+            })),
+        }
+    }
+
+    /// A transaction with [`conds`](Self::conds) went through just now.
+    pub fn prove(&self) {
+        self.stamp(&self.proved);
+    }
+
+    /// Why a transaction was refused, if it was the fence.
+    pub async fn why(&self) -> Result<Option<Error>> {
+        self.proved.store(u64::MAX, Ordering::SeqCst);
+        if let Some(e) = self.coordinator().await? {
+            return Ok(Some(e));
+        }
+        let owner = calm(&*self.clock, || async {
+            self.meta.get(&self.keys.owner()).await
+        })
+        .await?;
+        let ours = self.lock().as_ref().map(|h| h.owner.clone());
+        match (owner, ours) {
+            (Some(kv), Some(ours)) if kv.value == ours => Ok(None),
+            (Some(kv), _) => {
+                *self.lock() = None;
+                Ok(Some(
+                    self.lost()
+                        .with("owner now", String::from_utf8_lossy(&kv.value)),
+                ))
+            }
+            (None, _) => {
+                *self.lock() = None;
+                Ok(Some(self.lost()))
+            }
+        }
+    }
+
+    /// The refusal that a registered coordinator means; `None` when there is none.
+    pub async fn coordinator(&self) -> Result<Option<Error>> {
+        for span in &self.spans {
+            let opts = RangeOpts {
+                limit: 1,
+                ..RangeOpts::default()
+            };
+            let page = calm(&*self.clock, || self.meta.range(span, opts)).await?;
+            if let Some(kv) = page.kvs.first() {
+                let e = if kv.lease == 0 {
+                    Error::new(
+                        ErrorKind::Fenced,
+                        format!(
+                            "session key {} exists without a lease: it never runs out, so nobody can tell whether that coordinator lives",
+                            kv.key
+                        ),
+                    )
+                    .fix(format!(
+                        "make sure that no Milvus coordinator runs on this root, then remove it: etcdctl del {}",
+                        kv.key
+                    ))
+                } else {
+                    Error::new(
+                        ErrorKind::Fenced,
+                        format!("coordinator {} is alive{}: it would overwrite our changes from memory", kv.key, address(&kv.value)),
+                    )
+                    .fix("stop every coordinator, standby ones too, and wait for their leases to run out")
+                };
+                return Ok(Some(e));
+            }
+        }
+        Ok(None)
+    }
+
+    fn fresh(&self, stamp: &AtomicU64) -> bool {
+        let at = stamp.load(Ordering::SeqCst);
+        at != u64::MAX && self.mono_ms().saturating_sub(at) < (TTL / 3).as_millis() as u64
+    }
+
+    fn stamp(&self, stamp: &AtomicU64) {
+        stamp.store(self.mono_ms(), Ordering::SeqCst);
+    }
+
+    fn mono_ms(&self) -> u64 {
+        u64::try_from(self.clock.mono().as_millis()).unwrap_or(0)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Held>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// ` at host:port` from a session's JSON.
+fn address(value: &[u8]) -> String {
+    serde_json::from_slice::<serde_json::Value>(value)
+        .ok()
+        .and_then(|v| v.get("Address")?.as_str().map(|a| format!(" at {a}")))
+        .unwrap_or_default()
+}

@@ -1,0 +1,337 @@
+//! What the write path leaves behind, and where: under `falconer/{root}/`, beside the Milvus root, never in it (law 4).
+//!
+//! | key after `falconer/{root}/` | value |
+//! |---|---|
+//! | `owner` | [`Owner`], bound to the writer's lease |
+//! | `epoch` | decimal, one more with each owner |
+//! | `lock/{name}` | decimal id of the job that works on it |
+//! | `job/{id}` | [`JobRecord`] |
+//! | `job/{id}/mark/{change}/{chunk}` | [`Mark`]: that chunk has happened |
+//! | `job/{id}/pre/{change}/{chunk}[/{part}]` | [`PreImage`]: what the chunk replaced |
+//! | `audit/{revision}-{job}-{change}-{chunk}` | [`Audit`]; the revision is the store's just before, 20 digits, so that keys sort by time |
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::Intent;
+use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::ids::{CollectionId, JobId, KeyPrefix, MetaKey, MetaRev, UnixMs};
+use crate::engine::model::jobs::{JobInfo, JobKind, JobState, Progress};
+use crate::engine::profile::Roots;
+
+/// Builds our own keys.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    base: String,
+}
+
+impl Keys {
+    /// For one Milvus root.
+    #[must_use]
+    pub fn new(roots: &Roots) -> Self {
+        Self {
+            base: format!("falconer/{}", roots.root.trim_matches('/')),
+        }
+    }
+
+    /// Who may write.
+    #[must_use]
+    pub fn owner(&self) -> MetaKey {
+        format!("{}/owner", self.base).into()
+    }
+
+    /// How often the owner has changed.
+    #[must_use]
+    pub fn epoch(&self) -> MetaKey {
+        format!("{}/epoch", self.base).into()
+    }
+
+    /// Mutual exclusion of jobs, also across processes.
+    #[must_use]
+    pub fn lock(&self, name: &str) -> MetaKey {
+        format!("{}/lock/{name}", self.base).into()
+    }
+
+    /// All jobs, with everything under them.
+    #[must_use]
+    pub fn jobs(&self) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/job", self.base))
+    }
+
+    /// A job's record.
+    #[must_use]
+    pub fn job(&self, id: JobId) -> MetaKey {
+        format!("{}/job/{id}", self.base).into()
+    }
+
+    /// Everything under a job's record, the record itself not.
+    #[must_use]
+    pub fn under_job(&self, id: JobId) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/job/{id}", self.base))
+    }
+
+    /// A job's markers.
+    #[must_use]
+    pub fn marks(&self, id: JobId) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/job/{id}/mark", self.base))
+    }
+
+    /// The markers of one change.
+    #[must_use]
+    pub fn marks_of(&self, id: JobId, change: &str) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/job/{id}/mark/{change}", self.base))
+    }
+
+    /// The marker of one chunk.
+    #[must_use]
+    pub fn mark(&self, id: JobId, change: &str, chunk: u32) -> MetaKey {
+        format!("{}/job/{id}/mark/{change}/{chunk:06}", self.base).into()
+    }
+
+    /// The pre-images of one chunk.
+    #[must_use]
+    pub fn pre(&self, id: JobId, change: &str, chunk: u32) -> MetaKey {
+        format!("{}/job/{id}/pre/{change}/{chunk:06}", self.base).into()
+    }
+
+    /// A piece of a pre-image too large for the transaction itself.
+    #[must_use]
+    pub fn pre_part(&self, id: JobId, change: &str, chunk: u32, part: usize) -> MetaKey {
+        format!("{}/job/{id}/pre/{change}/{chunk:06}/{part:04}", self.base).into()
+    }
+
+    /// All audit entries.
+    #[must_use]
+    pub fn audits(&self) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/audit", self.base))
+    }
+
+    /// One audit entry.
+    #[must_use]
+    pub fn audit(&self, rev: MetaRev, id: JobId, change: &str, chunk: u32) -> MetaKey {
+        format!("{}/audit/{:020}-{id}-{change}-{chunk:06}", self.base, rev.0).into()
+    }
+}
+
+/// Who may write into the root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Random; tells two owners with the same name apart.
+    pub token: String,
+    /// Number of this ownership.
+    pub epoch: u64,
+    /// `user@host pid 123`.
+    pub actor: String,
+    /// Begin.
+    pub since: UnixMs,
+}
+
+/// A chunk has happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// First write of the change that the chunk holds.
+    pub from: usize,
+    /// One past its last write.
+    pub to: usize,
+    /// It was the last chunk.
+    pub last: bool,
+    /// SHA-256 over all writes of the change: a resumed job must build the same ones.
+    pub digest: String,
+}
+
+/// One line of the audit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditKey {
+    /// The key.
+    pub key: String,
+    /// Revision of the value that was replaced; `None` = there was none.
+    pub old: Option<MetaRev>,
+    /// `put 123 bytes`, `delete`.
+    pub what: String,
+}
+
+/// Who changed what, written in the same transaction as the change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// When.
+    pub at: UnixMs,
+    /// Who.
+    pub actor: String,
+    /// For which job.
+    pub job: JobId,
+    /// The plan that was confirmed.
+    pub plan: String,
+    /// Name of the change.
+    pub change: String,
+    /// The keys.
+    pub keys: Vec<AuditKey>,
+}
+
+/// A value as it stood before a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Before {
+    /// The key.
+    pub key: MetaKey,
+    /// Revision and value; `None` = it did not exist.
+    pub old: Option<(MetaRev, Bytes)>,
+}
+
+/// Everything a chunk replaced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PreImage {
+    /// In the order of the writes.
+    pub entries: Vec<Before>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PreHead {
+    key: String,
+    rev: Option<MetaRev>,
+    len: usize,
+}
+
+impl PreImage {
+    /// One line of JSON that says which keys, then the values one after the other, raw.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let heads: Vec<PreHead> = self
+            .entries
+            .iter()
+            .map(|e| PreHead {
+                key: e.key.text(),
+                rev: e.old.as_ref().map(|(rev, _)| *rev),
+                len: e.old.as_ref().map_or(0, |(_, v)| v.len()),
+            })
+            .collect();
+        let mut out = json(&heads)?.to_vec();
+        out.push(b'\n');
+        for (_, value) in self.entries.iter().filter_map(|e| e.old.as_ref()) {
+            out.extend_from_slice(value);
+        }
+        Ok(out)
+    }
+
+    /// The reverse of [`encode`](Self::encode).
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let bad = |why: &str| Error::new(ErrorKind::Corrupt, format!("pre-image record: {why}"));
+        let cut = bytes
+            .iter()
+            .position(|b| *b == b'\n')
+            .ok_or_else(|| bad("no first line"))?;
+        let heads: Vec<PreHead> = serde_json::from_slice(&bytes[..cut])
+            .map_err(|e| bad("the first line is not ours").caused_by(e))?;
+        let mut rest = &bytes[cut + 1..];
+        let mut entries = Vec::with_capacity(heads.len());
+        for head in heads {
+            let old = match head.rev {
+                None => None,
+                Some(rev) => {
+                    let (value, tail) = rest
+                        .split_at_checked(head.len)
+                        .ok_or_else(|| bad("a value is cut short"))?;
+                    rest = tail;
+                    Some((rev, Bytes::copy_from_slice(value)))
+                }
+            };
+            entries.push(Before {
+                key: head.key.into(),
+                old,
+            });
+        }
+        if rest.is_empty() {
+            Ok(Self { entries })
+        } else {
+            Err(bad("bytes behind the last value"))
+        }
+    }
+}
+
+/// A job as it is journaled: all that a resumed job has.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// Id.
+    pub id: JobId,
+    /// Kind.
+    pub kind: JobKind,
+    /// What was wanted.
+    pub intent: Intent,
+    /// [`Plan::hash`](super::Plan::hash) that was confirmed.
+    pub plan: String,
+    /// Who confirmed it.
+    pub actor: String,
+    /// One line.
+    pub title: String,
+    /// Where it stands.
+    pub state: JobState,
+    /// The step it is in.
+    pub step: String,
+    /// Steps done and all.
+    pub steps: (u32, u32),
+    /// Counters when last journaled.
+    pub progress: Progress,
+    /// Collection it makes or works on.
+    pub collection: Option<CollectionId>,
+    /// The machine's own state.
+    pub machine: serde_json::Value,
+    /// Names it excludes others from.
+    pub locks: Vec<String>,
+    /// Begin.
+    pub started: UnixMs,
+    /// Last step.
+    pub moved: UnixMs,
+    /// End.
+    pub ended: Option<UnixMs>,
+    /// The first true error.
+    pub error: Option<String>,
+    /// It was asked to stop.
+    pub cancelled: bool,
+    /// What it found or decided.
+    pub notes: Vec<String>,
+    /// `resumed` or `undone` after a crash, and why.
+    pub recovered: Option<String>,
+}
+
+impl JobRecord {
+    /// As a screen sees it.
+    #[must_use]
+    pub fn info(&self) -> JobInfo {
+        JobInfo {
+            id: self.id,
+            kind: self.kind,
+            title: self.title.clone(),
+            state: self.state,
+            step: self.step.clone(),
+            steps: self.steps,
+            progress: self.progress,
+            collection: self.collection,
+            started: self.started,
+            moved: self.moved,
+            ended: self.ended,
+            error: self.error.clone(),
+            notes: self.notes.clone(),
+            recovered: self.recovered.clone(),
+        }
+    }
+}
+
+/// Our records are JSON.
+pub fn json<T: Serialize>(value: &T) -> Result<Bytes> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|e| {
+        Error::new(
+            ErrorKind::Internal,
+            "a journal record cannot be written as JSON",
+        )
+        .caused_by(e)
+    })
+}
+
+/// Reads one of our records.
+pub fn from_json<T: serde::de::DeserializeOwned>(key: &MetaKey, value: &[u8]) -> Result<T> {
+    serde_json::from_slice(value).map_err(|e| {
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("journal record {key} cannot be read"),
+        )
+        .caused_by(e)
+        .fix("use the Falconer version that wrote it")
+    })
+}

@@ -1,0 +1,18 @@
+//! The format room against a real Milvus 2.3.5 keyspace and bucket, and against generated input.
+
+#[path = "formats/avro.rs"]
+mod avro;
+#[path = "formats/keys.rs"]
+mod keys;
+#[path = "formats/lab.rs"]
+mod lab;
+#[path = "formats/lossless.rs"]
+mod lossless;
+#[path = "formats/manifest.rs"]
+mod manifest;
+#[path = "formats/paths.rs"]
+mod paths;
+#[path = "formats/snapshot.rs"]
+mod snapshot;
+#[path = "formats/values.rs"]
+mod values;

@@ -1,0 +1,9 @@
+//! The laws of the metadata store, held against every implementation.
+
+#[path = "support/model_store.rs"]
+mod model_store;
+
+#[path = "meta/conformance.rs"]
+mod conformance;
+#[path = "meta/embedded.rs"]
+mod embedded;

@@ -1,0 +1,537 @@
+//! Stores that fail on purpose, and the crash sweep: count the operations of a run, then for each of them fail before it,
+//! fail after it (the caller cannot know) and crash before and after it, open again, finish, and look at what stands there.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use falconer::engine::clock::Clock;
+use falconer::engine::error::{Error, ErrorKind, Result};
+use falconer::engine::ids::{MetaRev, UnixMs};
+use falconer::engine::meta::{
+    Limits, MetaRead, MetaStatus, MetaWrite, Outcome, Page, RangeOpts, Span, Txn, WatchStream,
+};
+use falconer::engine::objects::{ObjectRead, ObjectWrite, from_store};
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, StreamExt};
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
+    PutMultipartOptions, PutOptions, PutPayload, PutResult,
+};
+use tokio::sync::Notify;
+
+/// What goes wrong at one operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It does not happen, and says so.
+    FailBefore,
+    /// It happens, and the caller is told that nobody knows.
+    FailAfter,
+    /// It does not happen, and nothing after it does.
+    CrashBefore,
+    /// It happens, and nothing after it does.
+    CrashAfter,
+}
+
+/// One operation of a run.
+#[derive(Clone, Debug)]
+pub struct Op {
+    pub what: String,
+    pub write: bool,
+}
+
+/// The script of one run.
+pub struct Faults {
+    ops: Mutex<Vec<Op>>,
+    at: Option<(usize, Mode)>,
+    dead: AtomicBool,
+    crash: Notify,
+}
+
+enum Act {
+    Go,
+    Before,
+    After,
+}
+
+impl Faults {
+    /// Nothing fails; operations are counted.
+    pub fn none() -> Arc<Self> {
+        Self::make(None)
+    }
+
+    /// Operation `i` goes wrong.
+    pub fn at(i: usize, mode: Mode) -> Arc<Self> {
+        Self::make(Some((i, mode)))
+    }
+
+    fn make(at: Option<(usize, Mode)>) -> Arc<Self> {
+        Arc::new(Self {
+            ops: Mutex::default(),
+            at,
+            dead: AtomicBool::new(false),
+            crash: Notify::new(),
+        })
+    }
+
+    pub fn ops(&self) -> Vec<Op> {
+        self.ops.lock().unwrap().clone()
+    }
+
+    /// Crashes now.
+    pub fn kill(&self) {
+        self.dead.store(true, Ordering::SeqCst);
+        self.crash.notify_one();
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::SeqCst)
+    }
+
+    /// Returns when the crash has come; never without one.
+    pub async fn crashed(&self) {
+        while !self.is_dead() {
+            self.crash.notified().await;
+        }
+    }
+
+    fn enter(&self, what: String, write: bool) -> Act {
+        if self.is_dead() {
+            return Act::Before;
+        }
+        let i = {
+            let mut ops = self.ops.lock().unwrap();
+            ops.push(Op { what, write });
+            ops.len() - 1
+        };
+        match self.at {
+            Some((at, mode)) if at == i => match mode {
+                Mode::FailBefore => Act::Before,
+                Mode::FailAfter => Act::After,
+                Mode::CrashBefore => {
+                    self.kill();
+                    Act::Before
+                }
+                Mode::CrashAfter => {
+                    self.kill();
+                    Act::After
+                }
+            },
+            _ => Act::Go,
+        }
+    }
+}
+
+fn unreachable(what: &str) -> Error {
+    Error::new(ErrorKind::Unreachable, format!("{what}: made to fail"))
+}
+
+/// A metadata store that follows the script.
+pub struct FaultMeta {
+    inner: Arc<dyn MetaWrite>,
+    faults: Arc<Faults>,
+    leases: Arc<Mutex<BTreeSet<i64>>>,
+}
+
+impl FaultMeta {
+    async fn read<T>(&self, what: String, call: impl Future<Output = Result<T>>) -> Result<T> {
+        match self.faults.enter(what.clone(), false) {
+            Act::Go => call.await,
+            Act::Before | Act::After => Err(unreachable(&what)),
+        }
+    }
+
+    async fn write<T>(&self, what: String, call: impl Future<Output = Result<T>>) -> Result<T> {
+        match self.faults.enter(what.clone(), true) {
+            Act::Go => call.await,
+            Act::Before => Err(unreachable(&what)),
+            Act::After => {
+                let _ = call.await;
+                Err(Error::new(
+                    ErrorKind::OutcomeUnknown,
+                    format!("{what}: made to time out"),
+                ))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl MetaRead for FaultMeta {
+    async fn range(&self, span: &Span, opts: RangeOpts) -> Result<Page> {
+        let what = format!("range {}", String::from_utf8_lossy(&span.start));
+        self.read(what, self.inner.range(span, opts)).await
+    }
+
+    async fn watch(&self, span: Span, from: MetaRev) -> Result<WatchStream> {
+        self.read("watch".into(), self.inner.watch(span, from))
+            .await
+    }
+
+    async fn status(&self) -> Result<MetaStatus> {
+        self.read("status".into(), self.inner.status()).await
+    }
+}
+
+#[async_trait]
+impl MetaWrite for FaultMeta {
+    async fn txn(&self, txn: Txn) -> Result<Outcome> {
+        let what = match txn.writes.first() {
+            Some(w) => format!("txn {} (+{})", w.key(), txn.writes.len() - 1),
+            None => "txn without writes".into(),
+        };
+        if txn.writes.is_empty() {
+            return self.read(what, self.inner.txn(txn)).await;
+        }
+        self.write(what, self.inner.txn(txn)).await
+    }
+
+    fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+
+    async fn compact(&self, rev: MetaRev) -> Result<()> {
+        self.write("compact".into(), self.inner.compact(rev)).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<i64> {
+        let lease = self.read("grant".into(), self.inner.grant(ttl)).await?;
+        self.leases.lock().unwrap().insert(lease);
+        Ok(lease)
+    }
+
+    async fn keep_alive(&self, lease: i64) -> Result<()> {
+        self.read("keep_alive".into(), self.inner.keep_alive(lease))
+            .await
+    }
+
+    async fn revoke(&self, lease: i64) -> Result<()> {
+        self.write("revoke".into(), self.inner.revoke(lease)).await
+    }
+}
+
+/// An object store that follows the script.
+pub struct FaultObjects {
+    inner: Arc<dyn ObjectStore>,
+    faults: Arc<Faults>,
+}
+
+impl fmt::Debug for FaultObjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FaultObjects")
+    }
+}
+
+impl fmt::Display for FaultObjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FaultObjects")
+    }
+}
+
+impl FaultObjects {
+    async fn op<T>(
+        &self,
+        what: String,
+        write: bool,
+        call: impl Future<Output = object_store::Result<T>>,
+    ) -> object_store::Result<T> {
+        let fail = |what: String| object_store::Error::Generic {
+            store: "faults",
+            source: format!("{what}: made to fail").into(),
+        };
+        match self.faults.enter(what.clone(), write) {
+            Act::Go => call.await,
+            Act::Before => Err(fail(what)),
+            Act::After => {
+                let _ = call.await;
+                Err(fail(what))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl ObjectStore for FaultObjects {
+    async fn put_opts(
+        &self,
+        at: &Path,
+        payload: PutPayload,
+        opts: PutOptions,
+    ) -> object_store::Result<PutResult> {
+        self.op(
+            format!("put {at}"),
+            true,
+            self.inner.put_opts(at, payload, opts),
+        )
+        .await
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        at: &Path,
+        opts: PutMultipartOptions,
+    ) -> object_store::Result<Box<dyn MultipartUpload>> {
+        self.op(
+            format!("multipart {at}"),
+            true,
+            self.inner.put_multipart_opts(at, opts),
+        )
+        .await
+    }
+
+    async fn get_opts(&self, at: &Path, options: GetOptions) -> object_store::Result<GetResult> {
+        self.op(format!("get {at}"), false, self.inner.get_opts(at, options))
+            .await
+    }
+
+    async fn get_ranges(
+        &self,
+        at: &Path,
+        ranges: &[Range<u64>],
+    ) -> object_store::Result<Vec<Bytes>> {
+        self.op(
+            format!("get {at}"),
+            false,
+            self.inner.get_ranges(at, ranges),
+        )
+        .await
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, object_store::Result<Path>>,
+    ) -> BoxStream<'static, object_store::Result<Path>> {
+        let (inner, faults) = (self.inner.clone(), self.faults.clone());
+        locations
+            .then(move |at| {
+                let me = Self {
+                    inner: inner.clone(),
+                    faults: faults.clone(),
+                };
+                async move {
+                    let at = at?;
+                    let copy = at.clone();
+                    let one = futures::stream::once(async move { Ok(copy) }).boxed();
+                    let call = async { me.inner.delete_stream(one).next().await.unwrap() };
+                    me.op(format!("delete {at}"), true, call).await
+                }
+            })
+            .boxed()
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        let what = format!("list {}", prefix.map_or("", |p| p.as_ref()));
+        match self.faults.enter(what.clone(), false) {
+            Act::Go => self.inner.list(prefix),
+            _ => futures::stream::once(async move {
+                Err(object_store::Error::Generic {
+                    store: "faults",
+                    source: what.into(),
+                })
+            })
+            .boxed(),
+        }
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
+        self.op("list".into(), false, self.inner.list_with_delimiter(prefix))
+            .await
+    }
+
+    async fn copy_opts(
+        &self,
+        from: &Path,
+        to: &Path,
+        options: CopyOptions,
+    ) -> object_store::Result<()> {
+        self.op(
+            format!("copy {from} {to}"),
+            true,
+            self.inner.copy_opts(from, to, options),
+        )
+        .await
+    }
+}
+
+/// Time that stands still but for waiting: a short sleep moves it on at once, a long one (a heartbeat) waits until short ones
+/// have brought it there. So nothing spins, and nothing waits for the machine.
+pub struct VirtualClock {
+    start: i64,
+    time: Arc<Time>,
+}
+
+struct Time {
+    now: AtomicI64,
+    moved: Notify,
+}
+
+const SHORT: Duration = Duration::from_secs(3);
+
+impl VirtualClock {
+    pub fn at(now: UnixMs) -> Arc<Self> {
+        Arc::new(Self {
+            start: now.0,
+            time: Arc::new(Time {
+                now: AtomicI64::new(now.0),
+                moved: Notify::new(),
+            }),
+        })
+    }
+
+    pub fn advance(&self, by: Duration) {
+        self.time
+            .now
+            .fetch_add(by.as_millis() as i64, Ordering::SeqCst);
+        self.time.moved.notify_waiters();
+    }
+}
+
+impl Clock for VirtualClock {
+    fn now(&self) -> UnixMs {
+        UnixMs(self.time.now.load(Ordering::SeqCst))
+    }
+
+    fn mono(&self) -> Duration {
+        Duration::from_millis((self.time.now.load(Ordering::SeqCst) - self.start) as u64)
+    }
+
+    fn sleep(&self, how_long: Duration) -> BoxFuture<'static, ()> {
+        if how_long < SHORT {
+            self.advance(how_long);
+            return Box::pin(tokio::task::yield_now());
+        }
+        let until = self.now().0 + how_long.as_millis() as i64;
+        let time = self.time.clone();
+        Box::pin(async move {
+            loop {
+                let moved = time.moved.notified();
+                tokio::pin!(moved);
+                moved.as_mut().enable();
+                if time.now.load(Ordering::SeqCst) >= until {
+                    return;
+                }
+                moved.await;
+            }
+        })
+    }
+}
+
+/// What survives a crash: the two stores and the time.
+pub struct World {
+    pub meta: Arc<dyn MetaWrite>,
+    pub objects: Arc<dyn ObjectStore>,
+    pub clock: Arc<VirtualClock>,
+    leases: Arc<Mutex<BTreeSet<i64>>>,
+}
+
+/// What a process is given: the stores behind a script.
+#[derive(Clone)]
+pub struct Stores {
+    pub meta: Arc<dyn MetaWrite>,
+    pub read: ObjectRead,
+    pub write: ObjectWrite,
+    pub clock: Arc<dyn Clock>,
+    pub faults: Arc<Faults>,
+}
+
+impl World {
+    pub fn new(meta: Arc<dyn MetaWrite>, objects: Arc<dyn ObjectStore>, now: UnixMs) -> Self {
+        Self {
+            meta,
+            objects,
+            clock: VirtualClock::at(now),
+            leases: Arc::default(),
+        }
+    }
+
+    /// Opens both stores as a new process does.
+    pub fn open(&self, faults: &Arc<Faults>, object_root: &str) -> Stores {
+        let store = FaultObjects {
+            inner: self.objects.clone(),
+            faults: faults.clone(),
+        };
+        let (read, write) = from_store(Arc::new(store), object_root);
+        Stores {
+            meta: Arc::new(FaultMeta {
+                inner: self.meta.clone(),
+                faults: faults.clone(),
+                leases: self.leases.clone(),
+            }),
+            read,
+            write,
+            clock: self.clock.clone(),
+            faults: faults.clone(),
+        }
+    }
+
+    /// The process is gone and its leases have run out.
+    pub async fn bury(&self) {
+        let leases = std::mem::take(&mut *self.leases.lock().unwrap());
+        for lease in leases {
+            let _ = self.meta.revoke(lease).await;
+        }
+    }
+}
+
+/// The sweep. `make` builds a fresh world, `drive` runs it to the end (also when it was left half way), `check` looks at what
+/// stands there at last. Returns the number of runs.
+pub async fn sweep(
+    object_root: &str,
+    make: impl AsyncFn() -> World,
+    drive: impl AsyncFn(&Stores) -> Result<()>,
+    check: impl AsyncFn(&World, &str),
+) -> usize {
+    let world = make().await;
+    let faults = Faults::none();
+    drive(&world.open(&faults, object_root))
+        .await
+        .expect("the run without faults");
+    check(&world, "without faults").await;
+    let ops = faults.ops();
+    assert!(!ops.is_empty(), "a run without operations proves nothing");
+    let mut runs = 1;
+    for (i, op) in ops.iter().enumerate() {
+        for mode in [
+            Mode::FailBefore,
+            Mode::FailAfter,
+            Mode::CrashBefore,
+            Mode::CrashAfter,
+        ] {
+            if !op.write && matches!(mode, Mode::FailAfter | Mode::CrashAfter) {
+                continue;
+            }
+            let label = format!("{mode:?} at {i} of {}: {}", ops.len(), op.what);
+            let world = make().await;
+            let faults = Faults::at(i, mode);
+            let stores = world.open(&faults, object_root);
+            let ended = tokio::select! {
+                biased;
+                () = faults.crashed() => None,
+                ended = drive(&stores) => Some(ended),
+            };
+            match ended {
+                Some(Err(e)) if !faults.is_dead() => {
+                    panic!("{label}: one fault must be survived: {e}")
+                }
+                Some(Ok(())) if !faults.is_dead() => {}
+                _ => {
+                    drop(stores);
+                    world.bury().await;
+                    let again = world.open(&Faults::none(), object_root);
+                    drive(&again)
+                        .await
+                        .unwrap_or_else(|e| panic!("{label}: taking it up again: {e}"));
+                }
+            }
+            check(&world, &label).await;
+            runs += 1;
+        }
+    }
+    runs
+}

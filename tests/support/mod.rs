@@ -1,0 +1,12 @@
+//! What the integration tests share: the captured cluster in `tests/lab/` and real servers on loopback.
+//!
+//! A test binary says `mod support;` and uses the parts it needs.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+pub mod certs;
+pub mod faults;
+pub mod lab;
+pub mod mem;
+pub mod process;
+pub mod s3;
+pub mod servers;
