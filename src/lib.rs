@@ -59,3 +59,4 @@
 
 pub mod config;
 pub mod engine;
+pub mod ui;

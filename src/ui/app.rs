@@ -13,7 +13,9 @@ use crate::engine::handle::{Conn, Notice, Place as Where, Reply, Request};
 use crate::engine::ids::{JobId, MetaRev, UnixMs};
 use crate::engine::model;
 use crate::engine::model::catalog::Catalog;
+use crate::engine::model::health::{self, Fault};
 use crate::engine::model::jobs::JobsView;
+use crate::engine::model::overview::{self, Overview};
 use crate::engine::model::resource::{self, Kind, RowId, Scope, Unit};
 
 use super::document;
@@ -78,6 +80,15 @@ pub enum Asked {
     Knob(String),
 }
 
+/// What the overview shows, made when the catalog moves and not when it is drawn.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Counts.
+    pub overview: Overview,
+    /// Findings, worst first.
+    pub faults: Vec<Fault>,
+}
+
 /// A short message over the page.
 #[derive(Clone, Debug)]
 pub struct Toast {
@@ -110,6 +121,8 @@ pub struct App {
     pub catalog: Arc<Catalog>,
     /// Our jobs.
     pub jobs: Arc<JobsView>,
+    /// Counts and faults of the overview, while it is on screen.
+    pub summary: Option<Summary>,
     /// The connection.
     pub conn: Conn,
     /// Pages.
@@ -148,6 +161,7 @@ impl App {
             place,
             catalog: Arc::default(),
             jobs: Arc::default(),
+            summary: None,
             conn: Conn::Connecting {
                 attempt: 1,
                 why: None,
@@ -342,7 +356,35 @@ impl App {
                 self.ask_tree_once(Request::SnapshotDetail(snapshot), out);
             }
             Place::Doctor => self.ask_tree_once(Request::Doctor { deep: false }, out),
-            Place::Detail(..) | Place::Overview => {}
+            Place::Overview => {
+                if self.summary.is_none() || self.rows_old {
+                    self.rows_old = false;
+                    let world = self.world(now);
+                    let view = world.view();
+                    self.summary = Some(Summary {
+                        overview: overview::overview(&view),
+                        faults: health::faults(&view),
+                    });
+                }
+            }
+            Place::Detail(..) => {}
+        }
+        self.place_cursor(now);
+    }
+
+    /// A new page begins at its first link: that is what one came for.
+    fn place_cursor(&mut self, now: UnixMs) {
+        if self.history.page().entered {
+            return;
+        }
+        let first = super::screens::lines(self, now)
+            .iter()
+            .position(|l| l.link.is_some());
+        let page = self.history.page_mut();
+        page.entered = true;
+        page.line = first.unwrap_or(0);
+        if page.line >= self.document_height() {
+            self.history.page_mut().line = 0;
         }
     }
 
@@ -414,7 +456,10 @@ pub fn update(app: &mut App, msg: Msg, now: UnixMs) -> Vec<Effect> {
         Msg::Jobs(jobs) => {
             app.pulse.jobs(&jobs, now);
             app.jobs = jobs;
-            app.rows_old |= matches!(app.history.page().place, Place::List(Kind::Jobs, _));
+            app.rows_old |= matches!(
+                app.history.page().place,
+                Place::List(Kind::Jobs, _) | Place::Overview
+            );
             app.dirty = true;
         }
         Msg::Conn(conn) => {
@@ -445,6 +490,8 @@ pub fn update(app: &mut App, msg: Msg, now: UnixMs) -> Vec<Effect> {
             }
         }
         Msg::Tick => {
+            // Lags and ages of the overview grow by themselves.
+            app.rows_old |= app.history.page().place == Place::Overview;
             let before = app.toasts.len();
             app.toasts.retain(|t| t.until > now);
             app.pulse.passed(now);

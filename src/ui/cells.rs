@@ -1,6 +1,6 @@
 //! A typed cell as text, and where it stands in its column.
 
-use crate::engine::ids::UnixMs;
+use crate::engine::ids::{MetaKey, UnixMs};
 use crate::engine::model::resource::{self, Cell, Kind, KindSpec, RowId, Tone, Unit};
 
 use super::text;
@@ -53,8 +53,33 @@ pub const fn right(unit: Unit) -> bool {
     matches!(unit, Unit::Id | Unit::Count | Unit::Bytes | Unit::Age)
 }
 
-/// What is found under an id or a name.
+/// Every row that has this id, or that is this key: one number may be a segment and a collection.
 #[must_use]
 pub fn find(view: &resource::View<'_>, typed: &str) -> Vec<RowId> {
-    resource::find(view, typed)
+    let mut out = Vec::new();
+    let mut offer = |id: RowId| {
+        if resource::row(view, &id).is_some() {
+            out.push(id);
+        }
+    };
+    if let Ok(n) = typed.parse::<i64>() {
+        offer(RowId::Collection(n.into()));
+        offer(RowId::Segment(n.into()));
+        offer(RowId::Snapshot(n.into()));
+        offer(RowId::Job(n.into()));
+        offer(RowId::SegmentIndex(n.into()));
+        offer(RowId::Replica(n.into()));
+        offer(RowId::Database(n.into()));
+        // Partitions and indexes are known by their collection, too.
+        let c = view.catalog;
+        for (collection, id) in c.partitions.keys().filter(|(_, p)| p.0 == n) {
+            offer(RowId::Partition(*collection, *id));
+        }
+        for (collection, id) in c.indexes.keys().filter(|(_, i)| i.0 == n) {
+            offer(RowId::Index(*collection, *id));
+        }
+    }
+    offer(RowId::Channel(typed.to_owned()));
+    offer(RowId::Key(MetaKey::from(typed)));
+    out
 }

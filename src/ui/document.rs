@@ -48,6 +48,8 @@ pub struct Line {
     pub right: bool,
     /// How serious.
     pub tone: Tone,
+    /// Stands behind the value, less important.
+    pub note: String,
     /// Where it leads.
     pub link: Option<Link>,
 }
@@ -85,6 +87,7 @@ impl Line {
             value,
             right: false,
             tone: Tone::Plain,
+            note: String::new(),
             link: None,
         }
     }
@@ -107,6 +110,13 @@ impl Line {
     #[must_use]
     pub const fn indented(mut self, steps: u16) -> Self {
         self.indent = steps;
+        self
+    }
+
+    /// With a note behind the value.
+    #[must_use]
+    pub fn note(mut self, note: impl Into<String>) -> Self {
+        self.note = note.into();
         self
     }
 
@@ -305,12 +315,14 @@ fn draw_line(line: &Line, label: u16, under: bool, area: Rect, buf: &mut Buffer,
             if !mark.is_empty() {
                 shown = format!("{mark} {shown}");
             }
+            let arrow = if line.link.is_some() { " ›" } else { "" };
+            let shown = text::fit(&shown, room(x).saturating_sub(text::width(arrow)));
             buf.set_stringn(
                 x,
                 area.y,
-                text::fit(&shown, room(x)),
+                format!("{shown}{arrow}"),
                 room(x) as usize,
-                theme.tone(line.tone),
+                value_style(line, theme),
             );
         }
         Shape::Field => {
@@ -324,35 +336,49 @@ fn draw_line(line: &Line, label: u16, under: bool, area: Rect, buf: &mut Buffer,
                 name_style,
             );
             let vx = area.x + 2 + label + 2;
-            let style = if line.link.is_some() && line.tone == Tone::Plain {
-                theme.role(Role::Accent)
-            } else {
-                theme.tone(line.tone)
-            };
-            draw_value(line, mark, (vx, area.y, room(vx)), style, buf);
+            draw_value(line, mark, (vx, area.y, room(vx)), buf, theme);
         }
     }
 }
 
-fn draw_value(line: &Line, mark: &str, at: (u16, u16, u16), style: Style, buf: &mut Buffer) {
+fn value_style(line: &Line, theme: Theme) -> Style {
+    if line.link.is_some() && line.tone == Tone::Plain {
+        theme.role(Role::Accent)
+    } else {
+        theme.tone(line.tone)
+    }
+}
+
+/// Cells in which a value at the right ends.
+const RIGHT: u16 = 12;
+
+fn draw_value(line: &Line, mark: &str, at: (u16, u16, u16), buf: &mut Buffer, theme: Theme) {
     let (x, y, room) = at;
     if room == 0 {
         return;
     }
+    let style = value_style(line, theme);
     let mut shown = line.value.clone();
     if !mark.is_empty() {
         shown = format!("{mark} {shown}");
     }
-    if line.link.is_some() {
-        shown.push_str(" ›");
-    }
-    let shown = text::fit(&shown, room);
+    let arrow = if line.link.is_some() { " ›" } else { "" };
+    let shown = text::fit(&shown, room.saturating_sub(text::width(arrow)));
     let shift = if line.right {
-        room.min(14).saturating_sub(text::width(&shown))
+        room.min(RIGHT).saturating_sub(text::width(&shown))
     } else {
         0
     };
-    buf.set_stringn(x + shift, y, shown, (room - shift) as usize, style);
+    let (end, _) = buf.set_stringn(x + shift, y, shown, (room - shift) as usize, style);
+    let left = (x + room).saturating_sub(end);
+    let (end, _) = buf.set_stringn(end, y, arrow, left as usize, style);
+    if !line.note.is_empty() {
+        // Notes stand in a column of their own, with or without an arrow before them.
+        let from = if line.right { (x + RIGHT + 3).max(end + 1) } else { end + 2 };
+        let left = (x + room).saturating_sub(from);
+        let note = text::fit(&line.note, left);
+        buf.set_stringn(from.min(x + room), y, note, left as usize, theme.role(Role::Dim));
+    }
 }
 
 #[cfg(test)]

@@ -83,6 +83,8 @@ pub struct Page {
     pub line: usize,
     /// First line shown.
     pub top: usize,
+    /// The cursor has been put where one would look first.
+    pub entered: bool,
     /// Raw value of a page about a key.
     pub raw: Remote<RawPage>,
     /// Tree of a snapshot's files, or of the health check.
@@ -105,6 +107,7 @@ impl Page {
             table,
             line: 0,
             top: 0,
+            entered: false,
             raw: Remote::Idle,
             tree: Remote::Idle,
             asked_at: MetaRev(0),

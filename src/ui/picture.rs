@@ -17,14 +17,9 @@ use super::{frame, text};
 #[must_use]
 pub fn render(app: &App, now: UnixMs) -> Buffer {
     let (width, height) = app.size;
-    let mut buffer = Buffer::empty(ratatui::layout::Rect::new(0, 0, width, height));
-    if let Ok(mut terminal) = Terminal::new(TestBackend::new(width, height)) {
-        let drawn = terminal.draw(|f| frame::view(app, f, now));
-        if let Ok(drawn) = drawn {
-            buffer = drawn.buffer.clone();
-        }
-    }
-    buffer
+    let Ok(mut terminal) = Terminal::new(TestBackend::new(width, height));
+    let Ok(drawn) = terminal.draw(|f| frame::view(app, f, now));
+    drawn.buffer.clone()
 }
 
 fn lines(buffer: &Buffer) -> impl Iterator<Item = &[Cell]> {

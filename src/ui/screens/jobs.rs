@@ -4,6 +4,7 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 
 use crate::engine::ids::UnixMs;
+use crate::engine::model::health::STUCK_MS;
 use crate::engine::model::jobs::{JobInfo, JobState};
 use crate::engine::model::resource::{RowId, Tone};
 use crate::ui::app::App;
@@ -11,8 +12,6 @@ use crate::ui::document::{self, Line};
 use crate::ui::text;
 use crate::ui::theme::Role;
 
-/// A job that has not moved for this long is called stuck.
-const STUCK_MS: u64 = 60_000;
 
 /// Tone of a state. *Completed* is not *Verified* (law 7), so it is still in movement.
 #[must_use]
@@ -57,6 +56,29 @@ pub fn brief(app: &App) -> String {
         out.push_str(&format!(" · +{more}"));
     }
     out
+}
+
+/// A running job in one line of the overview.
+#[must_use]
+pub fn one_line(job: &JobInfo, now: UnixMs) -> String {
+    let (done, all) = share(job);
+    let eta = job
+        .progress
+        .eta_ms
+        .map_or_else(String::new, |ms| format!(" · {} left", text::age(ms)));
+    let still = now.since(job.moved);
+    let stuck = if still > STUCK_MS {
+        format!(" · no movement for {}", text::age(still))
+    } else {
+        String::new()
+    };
+    format!(
+        "{} {} {}{eta}{stuck} · {}",
+        text::bar(done, all, 10),
+        text::percent(done, all),
+        job.title,
+        job.step
+    )
 }
 
 /// What is known of a job, a line a fact.
