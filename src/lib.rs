@@ -57,6 +57,7 @@
 //! 11. **Secrets** are masked in every screen, log, dump and bundle.
 //! 12. **Deterministic inside.** Clock and randomness are injected; `clippy.toml` bans the direct calls.
 
+pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod ui;

@@ -1,5 +1,7 @@
 //! The laws of the metadata store, held against every implementation.
 
+mod support;
+
 #[path = "support/model_store.rs"]
 mod model_store;
 
@@ -7,3 +9,5 @@ mod model_store;
 mod conformance;
 #[path = "meta/embedded.rs"]
 mod embedded;
+#[path = "meta/etcd.rs"]
+mod etcd;

@@ -19,7 +19,12 @@ pub async fn plan(handle: &Handle, intent: Intent) -> Result<std::sync::Arc<Plan
 }
 
 /// Plans, shows, asks, applies and follows until the job ends.
-pub async fn apply(handle: &mut Handle, intent: Intent, args: &ApplyArgs, out: &mut (dyn Write + Send)) -> Result<u8> {
+pub async fn apply(
+    handle: &mut Handle,
+    intent: Intent,
+    args: &ApplyArgs,
+    out: &mut (dyn Write + Send),
+) -> Result<u8> {
     let plan = plan(handle, intent).await?;
     if args.plan {
         output::plan(out, &plan, args.out.output)?;
@@ -30,7 +35,13 @@ pub async fn apply(handle: &mut Handle, intent: Intent, args: &ApplyArgs, out: &
         return Ok(4);
     }
     let typed = confirm(&plan, args)?;
-    let job = match handle.request(Request::Apply { hash: plan.hash.clone(), typed }).await? {
+    let job = match handle
+        .request(Request::Apply {
+            hash: plan.hash.clone(),
+            typed,
+        })
+        .await?
+    {
         Reply::Accepted(job) => job,
         other => return Err(unexpected(&other)),
     };
@@ -42,7 +53,10 @@ fn confirm(plan: &Plan, args: &ApplyArgs) -> Result<String> {
     let wanted = match plan.danger {
         Danger::Low => String::new(),
         Danger::Medium => "y".to_owned(),
-        Danger::High => plan.type_to_confirm.clone().unwrap_or_else(|| "y".to_owned()),
+        Danger::High => plan
+            .type_to_confirm
+            .clone()
+            .unwrap_or_else(|| "y".to_owned()),
     };
     if plan.danger == Danger::Low && (args.yes || !super::interactive()) {
         return Ok(wanted);
@@ -54,9 +68,19 @@ fn confirm(plan: &Plan, args: &ApplyArgs) -> Result<String> {
         return Ok(text.clone());
     }
     if !super::interactive() {
-        let how = if plan.danger == Danger::High { format!("--confirm {wanted}") } else { "--yes".to_owned() };
-        return Err(Error::new(ErrorKind::Invalid, format!("{} needs a confirmation and there is no terminal to ask", plan.title))
-            .fix(format!("look at it with --plan, then give {how}")));
+        let how = if plan.danger == Danger::High {
+            format!("--confirm {wanted}")
+        } else {
+            "--yes".to_owned()
+        };
+        return Err(Error::new(
+            ErrorKind::Invalid,
+            format!(
+                "{} needs a confirmation and there is no terminal to ask",
+                plan.title
+            ),
+        )
+        .fix(format!("look at it with --plan, then give {how}")));
     }
     let mut text = Vec::new();
     output::plan(&mut text, plan, Format::Table)?;
@@ -66,23 +90,42 @@ fn confirm(plan: &Plan, args: &ApplyArgs) -> Result<String> {
         Danger::Medium => "Type y and Enter to apply: ".to_owned(),
         Danger::High => format!("Type {wanted} and Enter to apply: "),
     };
-    let asked = err.write_all(&text).and_then(|()| write!(err, "\n{question}")).and_then(|()| err.flush());
+    let asked = err
+        .write_all(&text)
+        .and_then(|()| write!(err, "\n{question}"))
+        .and_then(|()| err.flush());
     asked.map_err(output::write_failed)?;
     let mut line = String::new();
-    std::io::stdin().read_line(&mut line).map_err(|e| Error::new(ErrorKind::Invalid, "no answer was read").caused_by(e))?;
+    std::io::stdin()
+        .read_line(&mut line)
+        .map_err(|e| Error::new(ErrorKind::Invalid, "no answer was read").caused_by(e))?;
     let line = line.trim_end_matches(['\r', '\n']).to_owned();
     if line != wanted {
-        return Err(Error::new(ErrorKind::Cancelled, "not confirmed, nothing was done"));
+        return Err(Error::new(
+            ErrorKind::Cancelled,
+            "not confirmed, nothing was done",
+        ));
     }
     Ok(line)
 }
 
 /// Follows a job of this process until it ends; progress goes to standard error when it is a terminal.
-pub async fn follow(handle: &mut Handle, job: JobId, format: Format, out: &mut (dyn Write + Send)) -> Result<u8> {
+pub async fn follow(
+    handle: &mut Handle,
+    job: JobId,
+    format: Format,
+    out: &mut (dyn Write + Send),
+) -> Result<u8> {
     let live = super::interactive() && format == Format::Table;
     let mut said = 0;
     loop {
-        let seen = handle.jobs.borrow_and_update().jobs.iter().find(|j| j.id == job).cloned();
+        let seen = handle
+            .jobs
+            .borrow_and_update()
+            .jobs
+            .iter()
+            .find(|j| j.id == job)
+            .cloned();
         if let Some(info) = seen {
             if live {
                 let mut err = std::io::stderr();
@@ -101,8 +144,11 @@ pub async fn follow(handle: &mut Handle, job: JobId, format: Format, out: &mut (
             }
         }
         if handle.jobs.changed().await.is_err() {
-            return Err(Error::new(ErrorKind::Internal, format!("the engine stopped while job {job} was running"))
-                .fix("start Falconer again: the job resumes or is undone, and it says which"));
+            return Err(Error::new(
+                ErrorKind::Internal,
+                format!("the engine stopped while job {job} was running"),
+            )
+            .fix("start Falconer again: the job resumes or is undone, and it says which"));
         }
     }
 }
@@ -110,14 +156,26 @@ pub async fn follow(handle: &mut Handle, job: JobId, format: Format, out: &mut (
 fn result(info: &JobInfo) -> Result<u8> {
     match info.state {
         JobState::Verified => Ok(0),
-        JobState::Cancelled => Err(Error::new(ErrorKind::Cancelled, format!("{} was cancelled", info.title))),
+        JobState::Cancelled => Err(Error::new(
+            ErrorKind::Cancelled,
+            format!("{} was cancelled", info.title),
+        )),
         _ => {
-            let why = info.error.clone().unwrap_or_else(|| "no reason recorded".into());
-            Err(Error::new(ErrorKind::Conflict, format!("{} failed: {why}", info.title)))
+            let why = info
+                .error
+                .clone()
+                .unwrap_or_else(|| "no reason recorded".into());
+            Err(Error::new(
+                ErrorKind::Conflict,
+                format!("{} failed: {why}", info.title),
+            ))
         }
     }
 }
 
 fn unexpected(reply: &Reply) -> Error {
-    Error::new(ErrorKind::Internal, format!("the engine answered something else: {reply:?}"))
+    Error::new(
+        ErrorKind::Internal,
+        format!("the engine answered something else: {reply:?}"),
+    )
 }

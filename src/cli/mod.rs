@@ -31,12 +31,18 @@ pub struct Cli {
 }
 
 /// Console options.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Console")]
 pub struct Look {
-    /// Colours of the console.
+    /// Colours: by the terminal and `NO_COLOR`, or as told.
     #[arg(long, global = true, value_enum, default_value_t = ColorChoice::Auto)]
     pub color: ColorChoice,
+    /// Dark letters on a light ground.
+    #[arg(long, global = true, conflicts_with = "dark")]
+    pub light: bool,
+    /// Light letters on a dark ground.
+    #[arg(long, global = true)]
+    pub dark: bool,
     /// Draw with ASCII only.
     #[arg(long, global = true)]
     pub ascii: bool,
@@ -45,16 +51,20 @@ pub struct Look {
 /// Colours of the console.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ColorChoice {
-    /// From the terminal and `NO_COLOR`.
+    /// By the environment.
     Auto,
-    /// For a dark background.
-    Dark,
-    /// For a light background.
-    Light,
-    /// The 16 colours of the terminal's own palette.
-    Ansi,
+    /// At least the 16 named ones.
+    Always,
     /// None; states carry marks.
-    None,
+    Never,
+    /// Exactly the 16 named ones.
+    #[value(name = "16")]
+    Ansi16,
+    /// Exactly the 256.
+    #[value(name = "256")]
+    Ansi256,
+    /// 24 bits.
+    True,
 }
 
 /// A verb.
@@ -305,7 +315,11 @@ pub fn offline(command: &Command) -> bool {
 }
 
 /// Runs a command that needs no engine.
-pub fn run_offline(command: &Command, settings: &[crate::config::Setting], out: &mut dyn Write) -> Result<()> {
+pub fn run_offline(
+    command: &Command,
+    settings: &[crate::config::Setting],
+    out: &mut dyn Write,
+) -> Result<()> {
     match command {
         Command::Completions { shell } => {
             let mut buffer = Vec::new();
@@ -313,7 +327,10 @@ pub fn run_offline(command: &Command, settings: &[crate::config::Setting], out: 
             output::raw(out, &buffer)
         }
         Command::Config(args) => output::settings(out, settings, args.output),
-        _ => Err(Error::new(ErrorKind::Internal, "this command needs an engine")),
+        _ => Err(Error::new(
+            ErrorKind::Internal,
+            "this command needs an engine",
+        )),
     }
 }
 
@@ -328,10 +345,13 @@ pub async fn run(command: Command, handle: Handle, out: &mut (dyn Write + Send))
         Command::Restore(command) => verbs::restore(&mut handle, command, out).await,
         Command::Gc(command) => verbs::gc(&mut handle, command, out).await,
         Command::Doctor(args) => verbs::doctor(&handle, args, out).await,
-        Command::Demo(apply) => jobs::apply(&mut handle, crate::engine::plan::Intent::Demo, &apply, out).await,
-        Command::Config(_) | Command::Completions { .. } => {
-            Err(Error::new(ErrorKind::Internal, "this command needs no engine"))
+        Command::Demo(apply) => {
+            jobs::apply(&mut handle, crate::engine::plan::Intent::Demo, &apply, out).await
         }
+        Command::Config(_) | Command::Completions { .. } => Err(Error::new(
+            ErrorKind::Internal,
+            "this command needs no engine",
+        )),
     }
 }
 
@@ -341,12 +361,18 @@ async fn ready(handle: &mut Handle) -> Result<()> {
         let state = handle.conn.borrow_and_update().clone();
         match state {
             Conn::Live { .. } | Conn::Static { .. } => return Ok(()),
-            Conn::Connecting { attempt, why: Some(why) } if attempt > 2 || !why.is_transient() => return Err(why),
+            Conn::Connecting {
+                attempt,
+                why: Some(why),
+            } if attempt > 2 || !why.is_transient() => return Err(why),
             Conn::Stale { why, .. } => return Err(why),
             Conn::Connecting { .. } | Conn::Syncing { .. } => {}
         }
         if handle.conn.changed().await.is_err() {
-            return Err(Error::new(ErrorKind::Internal, "the engine stopped before the first listing was complete"));
+            return Err(Error::new(
+                ErrorKind::Internal,
+                "the engine stopped before the first listing was complete",
+            ));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Everything that is printed: tables from the resource registry, JSON and YAML from the same rows.
 
+use std::borrow::Cow;
 use std::io::Write;
 use std::sync::Arc;
 
@@ -8,8 +9,9 @@ use serde_json::{Value, json};
 use crate::config::Setting;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::RawValue;
+use crate::engine::ids::UnixMs;
 use crate::engine::model::jobs::JobInfo;
-use crate::engine::model::resource::{self, Kind, RowId, Unit, View};
+use crate::engine::model::resource::{self, Cell, Kind, RowId, Unit, View};
 use crate::engine::plan::Plan;
 
 use super::Format;
@@ -19,13 +21,22 @@ pub const RAW_KEYS: usize = 64;
 
 /// A write to standard output failed: a closed pipe is not worth a word.
 pub fn write_failed(e: std::io::Error) -> Error {
-    let kind = if e.kind() == std::io::ErrorKind::BrokenPipe { ErrorKind::Cancelled } else { ErrorKind::Internal };
+    let kind = if e.kind() == std::io::ErrorKind::BrokenPipe {
+        ErrorKind::Cancelled
+    } else {
+        ErrorKind::Internal
+    };
     Error::new(kind, "the output cannot be written").caused_by(e)
 }
 
 /// Bytes as they are.
 pub fn raw(out: &mut dyn Write, bytes: &[u8]) -> Result<()> {
     out.write_all(bytes).map_err(write_failed)
+}
+
+/// A cell as the console would show it.
+fn show(cell: &Cell) -> Cow<'_, str> {
+    resource::text(cell, UnixMs(0))
 }
 
 fn line(out: &mut dyn Write, text: &str) -> Result<()> {
@@ -35,9 +46,11 @@ fn line(out: &mut dyn Write, text: &str) -> Result<()> {
 /// A document in one of the structured formats.
 fn document(out: &mut dyn Write, value: &Value, format: Format) -> Result<()> {
     let text = match format {
-        Format::Yaml => serde_saphyr::to_string(value).map_err(|e| Error::new(ErrorKind::Internal, format!("not YAML: {e}")))?,
+        Format::Yaml => serde_saphyr::to_string(value)
+            .map_err(|e| Error::new(ErrorKind::Internal, format!("not YAML: {e}")))?,
         Format::Jsonl => value.to_string(),
-        _ => serde_json::to_string_pretty(value).map_err(|e| Error::new(ErrorKind::Internal, "not JSON").caused_by(e))?,
+        _ => serde_json::to_string_pretty(value)
+            .map_err(|e| Error::new(ErrorKind::Internal, "not JSON").caused_by(e))?,
     };
     line(out, text.trim_end())
 }
@@ -51,7 +64,8 @@ fn table(out: &mut dyn Write, heads: &[(String, bool)], rows: &[Vec<String>]) ->
             *w = (*w).max(width(cell));
         }
     }
-    let all = std::iter::once(heads.iter().map(|(h, _)| h.clone()).collect::<Vec<_>>()).chain(rows.iter().cloned());
+    let all = std::iter::once(heads.iter().map(|(h, _)| h.clone()).collect::<Vec<_>>())
+        .chain(rows.iter().cloned());
     for row in all {
         let mut text = String::new();
         for (i, cell) in row.iter().enumerate() {
@@ -82,25 +96,40 @@ pub fn rows(
 ) -> Result<()> {
     let spec = kind.spec();
     if let Some(filter) = filter {
-        let (wanted, text) = filter.strip_prefix('!').map_or((true, filter), |rest| (false, rest));
+        let (wanted, text) = filter
+            .strip_prefix('!')
+            .map_or((true, filter), |rest| (false, rest));
         ids.retain(|id| {
-            let hit = (0..spec.columns.len()).any(|c| resource::text(&resource::cell(view, id, c)).contains(text));
+            let hit =
+                (0..spec.columns.len()).any(|c| show(&resource::cell(view, id, c)).contains(text));
             hit == wanted
         });
     }
     let (column, descending) = match sort {
         None => spec.sort,
         Some(name) => {
-            let (name, descending) = name.strip_prefix('-').map_or((name, false), |rest| (rest, true));
-            let column = spec.columns.iter().position(|c| c.id == name).ok_or_else(|| {
-                let names: Vec<&str> = spec.columns.iter().map(|c| c.id).collect();
-                Error::new(ErrorKind::Invalid, format!("{} has no column {name:?}", spec.name))
+            let (name, descending) = name
+                .strip_prefix('-')
+                .map_or((name, false), |rest| (rest, true));
+            let column = spec
+                .columns
+                .iter()
+                .position(|c| c.id == name)
+                .ok_or_else(|| {
+                    let names: Vec<&str> = spec.columns.iter().map(|c| c.id).collect();
+                    Error::new(
+                        ErrorKind::Invalid,
+                        format!("{} has no column {name:?}", spec.name),
+                    )
                     .fix(format!("sort by one of {}", names.join(", ")))
-            })?;
+                })?;
             (column, descending)
         }
     };
-    let mut keyed: Vec<_> = ids.into_iter().map(|id| (resource::cell(view, &id, column), id)).collect();
+    let mut keyed: Vec<_> = ids
+        .into_iter()
+        .map(|id| (resource::cell(view, &id, column), id))
+        .collect();
     keyed.sort_by(|(a, x), (b, y)| {
         let order = resource::cmp(a, b);
         if descending { order.reverse() } else { order }.then_with(|| x.cmp(y))
@@ -108,18 +137,27 @@ pub fn rows(
     let ids = keyed.into_iter().map(|(_, id)| id);
     match format {
         Format::Table | Format::Wide => {
-            let shown: Vec<usize> =
-                (0..spec.columns.len()).filter(|c| format == Format::Wide || !spec.columns[*c].wide).collect();
+            let shown: Vec<usize> = (0..spec.columns.len())
+                .filter(|c| format == Format::Wide || !spec.columns[*c].wide)
+                .collect();
             let heads: Vec<(String, bool)> = shown
                 .iter()
                 .map(|c| {
                     let column = &spec.columns[*c];
-                    let right = matches!(column.unit, Unit::Id | Unit::Count | Unit::Bytes | Unit::Age);
+                    let right = matches!(
+                        column.unit,
+                        Unit::Id | Unit::Count | Unit::Bytes | Unit::Age
+                    );
                     (column.title.to_uppercase(), right)
                 })
                 .collect();
             let cells: Vec<Vec<String>> = ids
-                .map(|id| shown.iter().map(|c| resource::text(&resource::cell(view, &id, *c)).into_owned()).collect())
+                .map(|id| {
+                    shown
+                        .iter()
+                        .map(|c| show(&resource::cell(view, &id, *c)).into_owned())
+                        .collect()
+                })
                 .collect();
             table(out, &heads, &cells)
         }
@@ -131,26 +169,46 @@ pub fn rows(
         }
         Format::Json | Format::Yaml => {
             let items: Vec<Value> = ids.map(|id| resource::json(view, &id)).collect();
-            document(out, &json!({ "kind": spec.name, "revision": view.catalog.rev, "items": items }), format)
+            document(
+                out,
+                &json!({ "kind": spec.name, "revision": view.catalog.rev, "items": items }),
+                format,
+            )
         }
     }
 }
 
 /// One thing in full.
-pub fn detail(out: &mut dyn Write, view: &View<'_>, row: &RowId, raw: &[Arc<RawValue>], format: Format) -> Result<()> {
+pub fn detail(
+    out: &mut dyn Write,
+    view: &View<'_>,
+    row: &RowId,
+    raw: &[Arc<RawValue>],
+    format: Format,
+) -> Result<()> {
     if !matches!(format, Format::Table | Format::Wide) {
         let keys: Vec<Value> = raw.iter().map(|r| raw_json(r)).collect();
-        return document(out, &json!({ "object": resource::json(view, row), "keys": keys }), format);
+        return document(
+            out,
+            &json!({ "object": resource::json(view, row), "keys": keys }),
+            format,
+        );
     }
     for (section, fields) in resource::detail(view, row) {
         line(out, &section)?;
         for (name, cell) in fields {
-            line(out, &format!("  {name:<24}  {}", resource::text(&cell)))?;
+            line(out, &format!("  {name:<24}  {}", show(&cell)))?;
         }
     }
     line(out, "Keys")?;
     for value in raw {
-        line(out, &format!("  {}  rev {}  version {}  {}", value.key, value.revs.1, value.revs.2, value.family))?;
+        line(
+            out,
+            &format!(
+                "  {}  rev {}  version {}  {}",
+                value.key, value.revs.1, value.revs.2, value.family
+            ),
+        )?;
         match &value.decoded {
             Ok(tree) if format == Format::Wide => print_tree(out, tree, 4)?,
             Ok(_) => {}
@@ -175,7 +233,8 @@ fn raw_json(raw: &RawValue) -> Value {
 /// A plan.
 pub fn plan(out: &mut dyn Write, plan: &Plan, format: Format) -> Result<()> {
     if !matches!(format, Format::Table | Format::Wide) {
-        let value = serde_json::to_value(plan).map_err(|e| Error::new(ErrorKind::Internal, "not JSON").caused_by(e))?;
+        let value = serde_json::to_value(plan)
+            .map_err(|e| Error::new(ErrorKind::Internal, "not JSON").caused_by(e))?;
         return document(out, &value, format);
     }
     line(out, &plan.title)?;
@@ -190,7 +249,7 @@ pub fn plan(out: &mut dyn Write, plan: &Plan, format: Format) -> Result<()> {
     let o = &plan.objects;
     if o.puts + o.copies + o.deletes > 0 {
         line(out, "Objects")?;
-        let size = |n: u64| resource::text(&resource::Cell::Bytes(n)).into_owned();
+        let size = |n: u64| show(&Cell::Bytes(n)).into_owned();
         line(
             out,
             &format!(
@@ -202,7 +261,11 @@ pub fn plan(out: &mut dyn Write, plan: &Plan, format: Format) -> Result<()> {
                 size(o.delete_bytes)
             ),
         )?;
-        for sample in o.samples.iter().take(if format == Format::Wide { usize::MAX } else { 5 }) {
+        for sample in o.samples.iter().take(if format == Format::Wide {
+            usize::MAX
+        } else {
+            5
+        }) {
             line(out, &format!("    {sample}"))?;
         }
     }
@@ -227,8 +290,19 @@ pub fn plan(out: &mut dyn Write, plan: &Plan, format: Format) -> Result<()> {
     }
     section(out, "Note", &plan.warnings)?;
     line(out, &format!("Undo\n  {}", plan.undo))?;
-    let verdict = if plan.applicable() { "can be applied" } else { "cannot be applied: see the failed checks" };
-    line(out, &format!("This plan {verdict}. Based on revision {}, hash {}", plan.based_on, short(&plan.hash)))
+    let verdict = if plan.applicable() {
+        "can be applied"
+    } else {
+        "cannot be applied: see the failed checks"
+    };
+    line(
+        out,
+        &format!(
+            "This plan {verdict}. Based on revision {}, hash {}",
+            plan.based_on,
+            short(&plan.hash)
+        ),
+    )
 }
 
 fn short(hash: &str) -> &str {
@@ -240,21 +314,32 @@ fn section(out: &mut dyn Write, title: &str, lines: &[String]) -> Result<()> {
         return Ok(());
     }
     line(out, title)?;
-    lines.iter().try_for_each(|text| line(out, &format!("  {text}")))
+    lines
+        .iter()
+        .try_for_each(|text| line(out, &format!("  {text}")))
 }
 
 /// One line about a running job.
 pub fn progress_line(info: &JobInfo) -> String {
     let p = &info.progress;
-    let size = |n: u64| resource::text(&resource::Cell::Bytes(n)).into_owned();
-    let mut text = format!("{}: {} ({}/{})", info.title, info.step, info.steps.0, info.steps.1);
+    let size = |n: u64| show(&Cell::Bytes(n)).into_owned();
+    let mut text = format!(
+        "{}: {} ({}/{})",
+        info.title, info.step, info.steps.0, info.steps.1
+    );
     if p.files.1 > 0 {
-        text.push_str(&format!("  {}/{} files  {} of {}", p.files.0, p.files.1, size(p.bytes.0), size(p.bytes.1)));
+        text.push_str(&format!(
+            "  {}/{} files  {} of {}",
+            p.files.0,
+            p.files.1,
+            size(p.bytes.0),
+            size(p.bytes.1)
+        ));
         if p.rate > 0.0 {
             text.push_str(&format!("  {}/s", size(p.rate as u64)));
         }
         if let Some(eta) = p.eta_ms {
-            text.push_str(&format!("  {} left", resource::text(&resource::Cell::Age(eta))));
+            text.push_str(&format!("  {} left", show(&Cell::Age(eta))));
         }
     }
     text
@@ -263,10 +348,14 @@ pub fn progress_line(info: &JobInfo) -> String {
 /// A job that has ended, or stands somewhere.
 pub fn job(out: &mut dyn Write, info: &JobInfo, format: Format) -> Result<()> {
     if !matches!(format, Format::Table | Format::Wide) {
-        let value = serde_json::to_value(info).map_err(|e| Error::new(ErrorKind::Internal, "not JSON").caused_by(e))?;
+        let value = serde_json::to_value(info)
+            .map_err(|e| Error::new(ErrorKind::Internal, "not JSON").caused_by(e))?;
         return document(out, &value, format);
     }
-    line(out, &format!("{}  {:?}  job {}", info.title, info.state, info.id))?;
+    line(
+        out,
+        &format!("{}  {:?}  job {}", info.title, info.state, info.id),
+    )?;
     if let Some(how) = &info.recovered {
         line(out, &format!("  {how}"))?;
     }
@@ -326,20 +415,30 @@ fn print_tree(out: &mut dyn Write, value: &Value, indent: usize) -> Result<()> {
 }
 
 fn scalar(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// The resolved configuration.
 pub fn settings(out: &mut dyn Write, settings: &[Setting], format: Format) -> Result<()> {
     if matches!(format, Format::Table | Format::Wide) {
-        let heads = [("KEY".to_owned(), false), ("VALUE".to_owned(), false), ("FROM".to_owned(), false)];
-        let rows: Vec<Vec<String>> =
-            settings.iter().map(|s| vec![s.key.to_string(), s.value.clone(), s.origin.to_string()]).collect();
+        let heads = [
+            ("KEY".to_owned(), false),
+            ("VALUE".to_owned(), false),
+            ("FROM".to_owned(), false),
+        ];
+        let rows: Vec<Vec<String>> = settings
+            .iter()
+            .map(|s| vec![s.key.to_string(), s.value.clone(), s.origin.to_string()])
+            .collect();
         return table(out, &heads, &rows);
     }
     let items: Vec<Value> = settings
         .iter()
-        .map(|s| json!({ "key": s.key.to_string(), "value": s.value, "from": s.origin.to_string() }))
+        .map(
+            |s| json!({ "key": s.key.to_string(), "value": s.value, "from": s.origin.to_string() }),
+        )
         .collect();
     document(out, &json!(items), format)
 }

@@ -9,12 +9,16 @@ use crate::engine::ids::{CollectionId, JobId, SnapshotId};
 use crate::engine::model::resource::{self, Kind, RowId, Scope, View};
 use crate::engine::plan::Intent;
 
-use super::{DescribeArgs, DoctorArgs, Format, GcCommand, GcScope, GetArgs, RestoreCommand, SnapshotCommand, jobs, output};
+use super::{
+    DescribeArgs, DoctorArgs, Format, GcCommand, GcScope, GetArgs, RestoreCommand, SnapshotCommand,
+    jobs, output,
+};
 
 fn kind(name: &str) -> Result<Kind> {
     Kind::parse(name).ok_or_else(|| {
         let names: Vec<&str> = Kind::ALL.iter().map(|k| k.spec().name).collect();
-        Error::new(ErrorKind::Invalid, format!("there is no kind {name:?}")).fix(format!("use one of {}", names.join(", ")))
+        Error::new(ErrorKind::Invalid, format!("there is no kind {name:?}"))
+            .fix(format!("use one of {}", names.join(", ")))
     })
 }
 
@@ -22,7 +26,11 @@ fn kind(name: &str) -> Result<Kind> {
 fn look<T>(handle: &Handle, with: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
     let catalog = handle.catalog.borrow().clone();
     let jobs = handle.jobs.borrow().clone();
-    with(&View { catalog: &catalog, jobs: &jobs, now: handle.clock.now() })
+    with(&View {
+        catalog: &catalog,
+        jobs: &jobs,
+        now: handle.clock.now(),
+    })
 }
 
 fn one(view: &View<'_>, kind: Kind, name: &str) -> Result<RowId> {
@@ -32,14 +40,20 @@ fn one(view: &View<'_>, kind: Kind, name: &str) -> Result<RowId> {
 fn collection(handle: &Handle, name: &str) -> Result<CollectionId> {
     look(handle, |view| match one(view, Kind::Collections, name)? {
         RowId::Collection(id) => Ok(id),
-        other => Err(Error::new(ErrorKind::Internal, format!("{name} is not a collection: {other:?}"))),
+        other => Err(Error::new(
+            ErrorKind::Internal,
+            format!("{name} is not a collection: {other:?}"),
+        )),
     })
 }
 
 fn snapshot_id(handle: &Handle, name: &str) -> Result<SnapshotId> {
     look(handle, |view| match one(view, Kind::Snapshots, name)? {
         RowId::Snapshot(id) => Ok(id),
-        other => Err(Error::new(ErrorKind::Internal, format!("{name} is not a snapshot: {other:?}"))),
+        other => Err(Error::new(
+            ErrorKind::Internal,
+            format!("{name} is not a snapshot: {other:?}"),
+        )),
     })
 }
 
@@ -47,7 +61,10 @@ fn snapshot_id(handle: &Handle, name: &str) -> Result<SnapshotId> {
 pub fn get(handle: &Handle, args: &GetArgs, out: &mut dyn Write) -> Result<()> {
     let kind = kind(&args.kind)?;
     let scope = match &args.collection {
-        Some(name) => Scope { collection: Some(collection(handle, name)?), ..Scope::default() },
+        Some(name) => Scope {
+            collection: Some(collection(handle, name)?),
+            ..Scope::default()
+        },
         None => Scope::default(),
     };
     look(handle, |view| {
@@ -55,12 +72,24 @@ pub fn get(handle: &Handle, args: &GetArgs, out: &mut dyn Write) -> Result<()> {
             Some(name) => vec![one(view, kind, name)?],
             None => resource::ids(view, kind, &scope),
         };
-        output::rows(out, view, kind, rows, args.filter.as_deref(), args.sort.as_deref(), args.out.output)
+        output::rows(
+            out,
+            view,
+            kind,
+            rows,
+            args.filter.as_deref(),
+            args.sort.as_deref(),
+            args.out.output,
+        )
     })
 }
 
 /// `describe`.
-pub async fn describe(handle: &Handle, args: &DescribeArgs, out: &mut (dyn Write + Send)) -> Result<()> {
+pub async fn describe(
+    handle: &Handle,
+    args: &DescribeArgs,
+    out: &mut (dyn Write + Send),
+) -> Result<()> {
     let kind = kind(&args.kind)?;
     let (row, keys) = look(handle, |view| {
         let row = one(view, kind, &args.name)?;
@@ -73,20 +102,43 @@ pub async fn describe(handle: &Handle, args: &DescribeArgs, out: &mut (dyn Write
             raw.push(value);
         }
     }
-    look(handle, |view| output::detail(out, view, &row, &raw, args.out.output))
+    look(handle, |view| {
+        output::detail(out, view, &row, &raw, args.out.output)
+    })
 }
 
 /// `snapshot …`.
-pub async fn snapshot(handle: &mut Handle, command: SnapshotCommand, out: &mut (dyn Write + Send)) -> Result<u8> {
+pub async fn snapshot(
+    handle: &mut Handle,
+    command: SnapshotCommand,
+    out: &mut (dyn Write + Send),
+) -> Result<u8> {
     match command {
-        SnapshotCommand::Create { collection: name_of, name, description, protect, apply } => {
+        SnapshotCommand::Create {
+            collection: name_of,
+            name,
+            description,
+            protect,
+            apply,
+        } => {
             let collection = collection(handle, &name_of)?;
-            let intent = Intent::CreateSnapshot { collection, name, description, protection_secs: protect };
+            let intent = Intent::CreateSnapshot {
+                collection,
+                name,
+                description,
+                protection_secs: protect,
+            };
             jobs::apply(handle, intent, &apply, out).await
         }
-        SnapshotCommand::List { collection: of, out: format } => {
+        SnapshotCommand::List {
+            collection: of,
+            out: format,
+        } => {
             let scope = match of {
-                Some(name) => Scope { collection: Some(collection(handle, &name)?), ..Scope::default() },
+                Some(name) => Scope {
+                    collection: Some(collection(handle, &name)?),
+                    ..Scope::default()
+                },
                 None => Scope::default(),
             };
             look(handle, |view| {
@@ -95,9 +147,16 @@ pub async fn snapshot(handle: &mut Handle, command: SnapshotCommand, out: &mut (
             })?;
             Ok(0)
         }
-        SnapshotCommand::Describe { snapshot, out: format } => {
+        SnapshotCommand::Describe {
+            snapshot,
+            out: format,
+        } => {
             let id = snapshot_id(handle, &snapshot)?;
-            tree(handle.request(Request::SnapshotDetail(id)).await?, format.output, out)?;
+            tree(
+                handle.request(Request::SnapshotDetail(id)).await?,
+                format.output,
+                out,
+            )?;
             Ok(0)
         }
         SnapshotCommand::Drop { snapshot, apply } => {
@@ -108,22 +167,43 @@ pub async fn snapshot(handle: &mut Handle, command: SnapshotCommand, out: &mut (
 }
 
 /// `restore …`.
-pub async fn restore(handle: &mut Handle, command: RestoreCommand, out: &mut (dyn Write + Send)) -> Result<u8> {
+pub async fn restore(
+    handle: &mut Handle,
+    command: RestoreCommand,
+    out: &mut (dyn Write + Send),
+) -> Result<u8> {
     match command {
-        RestoreCommand::Start { snapshot, target, apply } => {
+        RestoreCommand::Start {
+            snapshot,
+            target,
+            apply,
+        } => {
             let snapshot = snapshot_id(handle, &snapshot)?;
             let (database, collection) = match target.split_once('/') {
                 Some((db, name)) => (db.to_owned(), name.to_owned()),
                 None => ("default".to_owned(), target),
             };
-            jobs::apply(handle, Intent::Restore { snapshot, database, collection }, &apply, out).await
+            jobs::apply(
+                handle,
+                Intent::Restore {
+                    snapshot,
+                    database,
+                    collection,
+                },
+                &apply,
+                out,
+            )
+            .await
         }
         RestoreCommand::Watch { job, out: format } => {
             let id = JobId(job);
             let known = handle.jobs.borrow().jobs.iter().any(|j| j.id == id);
             if !known {
-                return Err(Error::new(ErrorKind::NotFound, format!("there is no job {job} of ours"))
-                    .fix("list them with: falconer restore list"));
+                return Err(Error::new(
+                    ErrorKind::NotFound,
+                    format!("there is no job {job} of ours"),
+                )
+                .fix("list them with: falconer restore list"));
             }
             jobs::follow(handle, id, format.output, out).await
         }
@@ -132,7 +212,15 @@ pub async fn restore(handle: &mut Handle, command: RestoreCommand, out: &mut (dy
                 let rows = resource::ids(view, Kind::Jobs, &Scope::default());
                 output::rows(out, view, Kind::Jobs, rows, None, None, format.output)?;
                 let foreign = resource::ids(view, Kind::Tasks, &Scope::default());
-                output::rows(out, view, Kind::Tasks, foreign, Some("copy-segment"), None, format.output)
+                output::rows(
+                    out,
+                    view,
+                    Kind::Tasks,
+                    foreign,
+                    Some("copy-segment"),
+                    None,
+                    format.output,
+                )
             })?;
             Ok(0)
         }
@@ -144,10 +232,21 @@ pub async fn restore(handle: &mut Handle, command: RestoreCommand, out: &mut (dy
 }
 
 /// `gc …`.
-pub async fn gc(handle: &mut Handle, command: GcCommand, out: &mut (dyn Write + Send)) -> Result<u8> {
+pub async fn gc(
+    handle: &mut Handle,
+    command: GcCommand,
+    out: &mut (dyn Write + Send),
+) -> Result<u8> {
     let intent = |handle: &Handle, scope: &GcScope| -> Result<Intent> {
-        let collection = scope.collection.as_deref().map(|name| collection(handle, name)).transpose()?;
-        Ok(Intent::Gc { collection, rules: scope.rule.iter().cloned().collect::<BTreeSet<_>>() })
+        let collection = scope
+            .collection
+            .as_deref()
+            .map(|name| collection(handle, name))
+            .transpose()?;
+        Ok(Intent::Gc {
+            collection,
+            rules: scope.rule.iter().cloned().collect::<BTreeSet<_>>(),
+        })
     };
     match command {
         GcCommand::Plan { scope, out: format } => {
@@ -167,7 +266,9 @@ pub async fn gc(handle: &mut Handle, command: GcCommand, out: &mut (dyn Write + 
 pub async fn doctor(handle: &Handle, args: DoctorArgs, out: &mut (dyn Write + Send)) -> Result<u8> {
     let reply = handle.request(Request::Doctor { deep: args.deep }).await?;
     let failed = match &reply {
-        Reply::Tree(tree) => tree["checks"].as_array().is_some_and(|all| all.iter().any(|c| c["status"] == "fail")),
+        Reply::Tree(tree) => tree["checks"]
+            .as_array()
+            .is_some_and(|all| all.iter().any(|c| c["status"] == "fail")),
         _ => false,
     };
     tree(reply, args.out.output, out)?;
@@ -177,6 +278,9 @@ pub async fn doctor(handle: &Handle, args: DoctorArgs, out: &mut (dyn Write + Se
 fn tree(reply: Reply, format: Format, out: &mut (dyn Write + Send)) -> Result<()> {
     match reply {
         Reply::Tree(tree) => output::tree(out, &tree, format),
-        other => Err(Error::new(ErrorKind::Internal, format!("the engine answered something else: {other:?}"))),
+        other => Err(Error::new(
+            ErrorKind::Internal,
+            format!("the engine answered something else: {other:?}"),
+        )),
     }
 }

@@ -46,13 +46,17 @@ impl Encoder {
             Blocks::Plain => {
                 if !items.is_empty() {
                     long(out, items.len() as i64);
-                    items.iter().for_each(|i| item(out, i));
+                    for i in items {
+                        item(out, i);
+                    }
                 }
             }
             Blocks::Sized(most) => {
                 for block in items.chunks(most) {
                     let mut body = Vec::new();
-                    block.iter().for_each(|i| item(&mut body, i));
+                    for i in block {
+                        item(&mut body, i);
+                    }
                     long(out, -(block.len() as i64));
                     long(out, body.len() as i64);
                     out.extend(body);

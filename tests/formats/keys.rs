@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use falconer::engine::format::keys::{
-    Family, Key, Leftover, LogKind, ParsedKey, Role, Roots, Shape, WoodpeckerRoot,
+    Family, Key, Leftover, LogKind, ParsedKey, Role, Roots, Shape, WoodpeckerRoot, normalise_config,
 };
 use falconer::engine::format::vchannel::{self, ChannelName};
 use falconer::engine::ids::{CollectionId, MetaKey, NodeId, Tso, VChannel};
@@ -607,5 +607,17 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
         let _ = Key::parse(&Roots::default(), &bytes);
+    }
+}
+
+#[test]
+fn configuration_spellings_meet() {
+    for spelling in [
+        "minio.bucketName",
+        "minio/bucketName",
+        "MINIO_BUCKET_NAME",
+        "milvus.minio.bucketname",
+    ] {
+        assert_eq!(normalise_config(spelling), "miniobucketname");
     }
 }

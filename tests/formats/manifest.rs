@@ -267,31 +267,31 @@ type Grow = fn(&mut SegmentDescription, usize);
 fn each_list_reads_at_the_block_borders() {
     let lists: [(&str, Grow); 13] = [
         ("binlog_files", |s, n| {
-            s.binlogs = vec![s.binlogs[0].clone(); n]
+            s.binlogs = vec![s.binlogs[0].clone(); n];
         }),
         ("deltalog_files", |s, n| {
-            s.deltalogs = vec![s.deltalogs[0].clone(); n]
+            s.deltalogs = vec![s.deltalogs[0].clone(); n];
         }),
         ("statslog_files", |s, n| {
-            s.statslogs = vec![s.statslogs[0].clone(); n]
+            s.statslogs = vec![s.statslogs[0].clone(); n];
         }),
         ("bm25_statslog_files", |s, n| {
-            s.bm25_statslogs = vec![s.bm25_statslogs[0].clone(); n]
+            s.bm25_statslogs = vec![s.bm25_statslogs[0].clone(); n];
         }),
         ("child_fields", |s, n| {
-            s.binlogs[0].child_fields = (0..n as i64).collect()
+            s.binlogs[0].child_fields = (0..n as i64).collect();
         }),
         ("binlogs", |s, n| {
             s.binlogs[0].binlogs = vec![s.binlogs[0].binlogs[0].clone(); n]
         }),
         ("index_files", |s, n| {
-            s.index_files = vec![s.index_files[0].clone(); n]
+            s.index_files = vec![s.index_files[0].clone(); n];
         }),
         ("index_params", |s, n| {
-            s.index_files[0].index_params = vec![s.index_files[0].index_params[0].clone(); n]
+            s.index_files[0].index_params = vec![s.index_files[0].index_params[0].clone(); n];
         }),
         ("index_file_paths", |s, n| {
-            s.index_files[0].index_file_paths = vec!["files/x".into(); n]
+            s.index_files[0].index_file_paths = vec!["files/x".into(); n];
         }),
         ("text_index_files", |s, n| {
             let one = s.text_index_files[&0].clone();

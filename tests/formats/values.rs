@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use falconer::engine::format::codec::{self, Codec, Decoded, TOMBSTONE};
 use falconer::engine::format::decode::{Explained, Item, explain};
 use falconer::engine::format::keys::{Family, Key, Role};
+use falconer::engine::format::session::Session;
 use falconer::engine::format::time::{self, Moment};
-use falconer::engine::format::{mask, pb};
+use falconer::engine::format::{mask, pb, position};
 use falconer::engine::ids::{Tso, UnixMs, UnixNs, UnixSecs};
 use prost::Message;
 
@@ -68,7 +69,7 @@ fn decoded_messages_agree_with_their_keys() {
                     "logs are never in the segment's own value"
                 );
             }
-            Key::Log(_, .., f) => {
+            Key::Log(.., f) => {
                 let v: pb::data::FieldBinlog = codec::decode(&key, &entry.value).value().unwrap();
                 assert!(entry.value.is_empty() || v.field_id == f.0);
                 assert!(
@@ -437,4 +438,54 @@ fn masked_items_serialize_as_the_mask() {
         serde_json::to_string(&Item::Masked).unwrap(),
         format!("\"{}\"", mask::MASK)
     );
+}
+
+#[test]
+fn lab_sessions_are_read_exactly() {
+    let mut seen = 0;
+    for (key, entry) in lab::known() {
+        let Key::Session(role, id) = &key else {
+            continue;
+        };
+        let session = Session::parse(&entry.value).unwrap();
+        assert_eq!(session.server_name, role.name());
+        assert_eq!(session.version, "2.3.5");
+        assert_eq!(id.is_none(), role.is_coordinator());
+        assert!(session.lease_id > 1 << 53, "{}", session.lease_id);
+        assert!(
+            entry
+                .value
+                .windows(19)
+                .any(|w| w == session.lease_id.to_string().as_bytes()),
+            "no digit was rounded"
+        );
+        seen += 1;
+    }
+    assert_eq!(seen, 8);
+    let labelled =
+        Session::parse(br#"{"ServerLabels":{"STREAMING-EMBEDDED":"1"},"New":{}}"#).unwrap();
+    assert!(labelled.is_streaming_embedded());
+    assert!(Session::parse(b"[1]x").is_err());
+}
+
+#[test]
+fn positions_show_their_message_ids() {
+    let p = |wal_name, msg_id: &[u8]| pb::msg::MsgPosition {
+        msg_id: msg_id.to_vec(),
+        wal_name,
+        ..Default::default()
+    };
+    assert_eq!(position::message_id(&p(1, &7i64.to_le_bytes())), "7");
+    assert_eq!(position::message_id(&p(0, &7i64.to_le_bytes())), "7");
+    assert_eq!(position::message_id(&p(2, &[1, 2, 3])), "AQID");
+    assert_eq!(
+        position::message_id(&p(4, &7i64.to_le_bytes())),
+        "BwAAAAAAAAA="
+    );
+    assert_eq!(position::message_id(&p(0, &[])), "");
+    let dropped = pb::msg::MsgPosition {
+        timestamp: u64::MAX,
+        ..Default::default()
+    };
+    assert!(position::is_dropped(&dropped) && !position::is_dropped(&p(0, &[])));
 }

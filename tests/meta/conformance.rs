@@ -68,9 +68,18 @@ pub async fn next_change(
             }
         }
     };
-    tokio::time::timeout(SOON, change)
+    soon(change).await
+}
+
+/// What must come, or the test fails instead of hanging.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the test's own patience, not the engine's time"
+)]
+pub async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, what)
         .await
-        .expect("the watch stays silent")
+        .expect("it did not happen in time")
 }
 
 fn texts(kvs: &[KeyValue]) -> Vec<String> {
@@ -579,7 +588,7 @@ async fn random(store: &dyn MetaWrite, seed: u64) {
     let mut oldest = start.0 - 1;
     for step in 0..400 {
         let say = |what: &str| format!("seed {seed}, step {step}: {what}");
-        let name = |n| key(format!("random/{:02}", n));
+        let name = |n| key(format!("random/{n:02}"));
         let (mut txn, mut twin) = (Txn::default(), Txn::default());
         for _ in 0..pick(3) {
             let k = name(pick(12));
@@ -681,7 +690,7 @@ async fn drain(
     what: &str,
 ) {
     loop {
-        let want = tokio::time::timeout(SOON, model.next()).await.unwrap();
+        let want = soon(model.next()).await;
         let want = want.unwrap().unwrap();
         if !want.events.is_empty() {
             let got = next_change(theirs).await.unwrap().unwrap();

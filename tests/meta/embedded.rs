@@ -152,7 +152,7 @@ async fn a_new_writer_ends_all_leases() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("meta.redb");
     let store = EmbeddedStore::open_file(&path, clock()).unwrap();
-    let lease = store.grant(Duration::from_secs(600)).await.unwrap();
+    let lease = store.grant(Duration::from_mins(10)).await.unwrap();
     let bound = Write::Put {
         key: key("lock"),
         value: "me".into(),
@@ -305,7 +305,7 @@ async fn acknowledged_transactions_survive_kill_9() {
             .await
             .unwrap();
         assert_eq!(
-            grown.kvs.len() as i64,
+            i64::try_from(grown.kvs.len()).unwrap(),
             last.0 - 1,
             "round {round}: none lost"
         );

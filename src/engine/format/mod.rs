@@ -13,6 +13,8 @@ pub mod manifest;
 pub mod mask;
 pub mod paths;
 pub mod pb;
+pub mod position;
+pub mod session;
 pub mod snapshot;
 pub mod time;
 pub mod vchannel;

@@ -21,6 +21,7 @@
 
 pub mod check;
 pub mod embedded;
+pub mod etcd;
 
 use std::time::Duration;
 
@@ -278,6 +279,8 @@ pub struct MetaStatus {
     pub members: Vec<Member>,
     /// Raised alarms, e.g. `NOSPACE`.
     pub alarms: Vec<String>,
+    /// What the operator should know about the connection, e.g. that the server does not ask for the configured password.
+    pub notes: Vec<String>,
 }
 
 /// One endpoint of the store.

@@ -28,6 +28,9 @@ pub type SegmentKey = (SegmentId, CollectionId, PartitionId);
 /// A build's place.
 pub type BuildKey = (BuildId, CollectionId, PartitionId, SegmentId);
 
+/// A piece with the revision of its key.
+pub(super) type Stamped<T> = (Arc<T>, MetaRev);
+
 /// Rows to join again at the end of a batch.
 #[derive(Default)]
 pub(super) struct Dirty {
@@ -63,9 +66,9 @@ pub struct Catalog {
     pub aliases: OrdMap<(DbId, Arc<str>), Arc<Alias>>,
     pub(super) aliases_of: OrdSet<(CollectionId, DbId, Arc<str>)>,
     pub(super) infos: OrdMap<(CollectionId, Option<DbId>), Arc<InfoPiece>>,
-    pub(super) fields: OrdMap<(CollectionId, FieldId), (Arc<Vec<Field>>, MetaRev)>,
-    pub(super) struct_fields: OrdMap<(CollectionId, FieldId), (Arc<Vec<Field>>, MetaRev)>,
-    pub(super) functions: OrdMap<(CollectionId, FunctionId), (Arc<(String, Enum)>, MetaRev)>,
+    pub(super) fields: OrdMap<(CollectionId, FieldId), Stamped<Vec<Field>>>,
+    pub(super) struct_fields: OrdMap<(CollectionId, FieldId), Stamped<Vec<Field>>>,
+    pub(super) functions: OrdMap<(CollectionId, FunctionId), Stamped<(String, Enum)>>,
     pub(super) partition_pieces: OrdMap<(CollectionId, PartitionId), Arc<Partition>>,
     pub(super) alias_pieces: OrdMap<(DbId, Arc<str>, AliasLayout), Arc<Alias>>,
 

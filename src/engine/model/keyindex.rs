@@ -79,7 +79,6 @@ impl KeyIndex {
         self.map
             .range(start..)
             .take_while(move |(key, _)| key.0.starts_with(&prefix))
-            .map(|(k, m)| (k, m))
     }
 
     /// Notes a write; `false` when a newer one is already known.

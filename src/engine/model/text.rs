@@ -112,7 +112,9 @@ pub fn cmp(a: &Cell, b: &Cell) -> Ordering {
         }
     }
     match (a, b) {
-        (Cell::State(x, s), Cell::State(y, t)) => s.cmp(t).then_with(|| fold(x, y)),
+        (Cell::State(.., tone), Cell::State(.., other)) => {
+            tone.cmp(other).then_with(|| fold(words(a), words(b)))
+        }
         _ => rank(a)
             .cmp(&rank(b))
             .then_with(|| number(a).cmp(&number(b)))

@@ -165,3 +165,14 @@ impl Key {
         }
     }
 }
+
+/// A configuration key as every source of Milvus is normalised: lower case, without `milvus.` in front, without `/`, `_`
+/// and `.` (`spec/layout.md` §10.1). Two spellings with the same result are the same setting, and race.
+#[must_use]
+pub fn normalise_config(name: &str) -> String {
+    let lower = name.to_lowercase();
+    let bare = lower.strip_prefix("milvus.").unwrap_or(&lower);
+    bare.chars()
+        .filter(|c| !matches!(c, '/' | '_' | '.'))
+        .collect()
+}

@@ -13,6 +13,7 @@ use crate::engine::ids::{
     ReplicaId, SegmentId, SnapshotId, TaskId, Tso, VChannel,
 };
 pub use crate::engine::profile::Roots;
+pub use compose::normalise_config;
 pub use family::{Area, Family, Shape};
 pub(super) use parse::number;
 

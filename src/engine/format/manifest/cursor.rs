@@ -42,7 +42,7 @@ impl<'a> Cursor<'a> {
             self.at += 1;
             raw |= u64::from(byte & 0x7f) << shift;
             if byte < 0x80 {
-                return Ok((raw >> 1) as i64 ^ -((raw & 1) as i64));
+                return Ok((raw >> 1).cast_signed() ^ -(raw & 1).cast_signed());
             }
         }
         Err(self.fail(start, field, "a number of more than 64 bits"))

@@ -60,7 +60,7 @@ fn texts(values: &[String]) -> Value {
 
 /// Timestamps and sizes keep their bits: `u64::MAX` becomes -1, as Milvus writes it.
 fn unsigned(value: u64) -> Value {
-    Value::Long(value as i64)
+    Value::Long(value.cast_signed())
 }
 
 fn manifest(s: &SegmentDescription) -> Value {

@@ -78,12 +78,8 @@ pub fn read(file: &Path) -> Option<Holder> {
     })
 }
 
-#[cfg(target_os = "linux")]
 fn is_alive(pid: u32) -> Option<bool> {
-    Some(Path::new(&format!("/proc/{pid}")).exists())
-}
-
-#[cfg(not(target_os = "linux"))]
-fn is_alive(_pid: u32) -> Option<bool> {
-    None
+    let processes = Path::new("/proc");
+    let can_tell = processes.join("self").exists();
+    can_tell.then(|| processes.join(pid.to_string()).exists())
 }

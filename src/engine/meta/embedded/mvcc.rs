@@ -47,10 +47,9 @@ pub struct Marks {
 
 fn marks_of(meta: &impl ReadableTable<&'static str, i64>) -> FaultResult<Marks> {
     let read = |name: &str| -> FaultResult<i64> {
-        Ok(meta
-            .get(name)?
+        meta.get(name)?
             .map(|g| g.value())
-            .ok_or_else(|| Fault::Corrupt(format!("the table meta has no row {name}")))?)
+            .ok_or_else(|| Fault::Corrupt(format!("the table meta has no row {name}")))
     };
     Ok(Marks {
         format: read("format")?,
@@ -362,9 +361,8 @@ pub fn changes(txn: &ReadTransaction, span: &Span, from: i64, max: usize) -> Fau
         batches: Vec::new(),
         upto: marks.rev,
     };
-    let mut scanned = 0;
     let mut last_rev = from - 1;
-    for row in log.range((from, 0)..)? {
+    for (scanned, row) in log.range((from, 0)..)?.enumerate() {
         let (at, key) = row?;
         let (rev, _) = at.value();
         if rev != last_rev && scanned >= max {
@@ -372,7 +370,6 @@ pub fn changes(txn: &ReadTransaction, span: &Span, from: i64, max: usize) -> Fau
             break;
         }
         last_rev = rev;
-        scanned += 1;
         let key = MetaKey(Bytes::copy_from_slice(key.value()));
         if !span.contains(&key) {
             continue;
