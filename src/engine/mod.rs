@@ -4,6 +4,7 @@ pub mod attach;
 pub mod clock;
 pub mod doctor;
 mod dump;
+mod dynamic;
 pub mod error;
 pub mod format;
 pub mod handle;
@@ -127,7 +128,9 @@ impl World {
                     Ok(page) => live.fixed(page).await,
                     Err(why) => {
                         let (attempt, why) = (1, Some(why));
-                        self.shown.conn.send_replace(Conn::Connecting { attempt, why });
+                        self.shown
+                            .conn
+                            .send_replace(Conn::Connecting { attempt, why });
                     }
                 }
                 self.serve(Meta::Read(store), asked).await;
@@ -165,12 +168,16 @@ impl World {
                 Err(why) => {
                     attempt = attempt.saturating_add(1);
                     let why = Some(why);
-                    self.shown.conn.send_replace(Conn::Connecting { attempt, why });
+                    self.shown
+                        .conn
+                        .send_replace(Conn::Connecting { attempt, why });
                 }
             }
             // Consoles that lost the same server must not come back in step.
             let jitter = self.entropy.next_u64() % 1000;
-            clock.sleep(pause.mul_f64(0.5 + jitter as f64 / 2000.0)).await;
+            clock
+                .sleep(pause.mul_f64(0.5 + jitter as f64 / 2000.0))
+                .await;
             pause = (pause * 2).min(PAUSE.1);
         }
     }

@@ -78,7 +78,10 @@ impl Server {
 
     fn cannot_write(&self) -> Error {
         let why = self.read_only.as_deref().unwrap_or("no runner");
-        Error::new(ErrorKind::Unsupported, format!("nothing can be written here: {why}"))
+        Error::new(
+            ErrorKind::Unsupported,
+            format!("nothing can be written here: {why}"),
+        )
     }
 
     async fn raw(&self, key: MetaKey) -> Result<RawValue> {
@@ -99,10 +102,9 @@ impl Server {
             (ParsedKey::Unknown, Some(_)) => Err("no known family of keys".to_owned()),
             (ParsedKey::Known(key), Some(kv)) => decoded(&explain(key, &kv.value)),
         };
-        let revs = found.as_ref().map_or(
-            (MetaRev(0), MetaRev(0), 0, 0),
-            |kv| (kv.create_rev, kv.mod_rev, kv.version, kv.lease),
-        );
+        let revs = found.as_ref().map_or((MetaRev(0), MetaRev(0), 0, 0), |kv| {
+            (kv.create_rev, kv.mod_rev, kv.version, kv.lease)
+        });
         Ok(RawValue {
             key,
             value: found.map(|kv| kv.value),

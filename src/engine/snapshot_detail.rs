@@ -34,7 +34,11 @@ pub async fn tree(server: &Server, id: SnapshotId) -> Result<Value> {
         .await?
         .ok_or_else(|| missing(id))?;
     let record = pb::data::SnapshotInfo::decode(kv.value).map_err(|e| {
-        Error::new(ErrorKind::Corrupt, format!("snapshot record {key} cannot be read")).caused_by(e)
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("snapshot record {key} cannot be read"),
+        )
+        .caused_by(e)
     })?;
     let mut out = json!({
         "id": id.to_string(),
@@ -216,7 +220,11 @@ fn references(
 
 /// What to list to see an object: the segment's folder for logs, the build's for index files.
 fn folder(key: &ObjectKey, kind: &str) -> ObjectKey {
-    let up = |text: &str| text.rsplit_once('/').map_or("", |(head, _)| head).to_owned();
+    let up = |text: &str| {
+        text.rsplit_once('/')
+            .map_or("", |(head, _)| head)
+            .to_owned()
+    };
     let parent = up(&key.0);
     ObjectKey(match kind {
         "insert" | "stats" | "bm25" => up(&parent),
