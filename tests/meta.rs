@@ -11,3 +11,5 @@ mod conformance;
 mod embedded;
 #[path = "meta/etcd.rs"]
 mod etcd;
+#[path = "meta/reflector.rs"]
+mod reflector;

@@ -90,6 +90,16 @@ impl Model {
         Self(Arc::new((Mutex::new(state), Sender::new(1))))
     }
 
+    /// What a revision changed, compacted or not.
+    pub fn changes(&self, rev: MetaRev) -> Vec<(MetaKey, Option<KeyValue>)> {
+        self.state().log.get(&rev.0).cloned().unwrap_or_default()
+    }
+
+    /// Everything as it stood at a revision, compacted or not.
+    pub fn truth(&self, rev: MetaRev) -> BTreeMap<MetaKey, KeyValue> {
+        self.state().at(rev.0).into_owned()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.0.lock().unwrap()
     }

@@ -22,6 +22,7 @@
 pub mod check;
 pub mod embedded;
 pub mod etcd;
+pub mod reflector;
 
 use std::time::Duration;
 
