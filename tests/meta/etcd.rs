@@ -506,3 +506,41 @@ async fn what_is_not_etcd_is_told_apart() {
     );
     server.abort();
 }
+
+/// A backlog larger than a message comes in fragments, cut anywhere: a revision is whole all the same.
+#[tokio::test]
+async fn a_revision_is_whole_though_its_messages_are_not() {
+    for version in EtcdVersion::ALL {
+        let etcd = Etcd::start(version);
+        let store = store(&etcd).await;
+        let value = vec![b'x'; 9_000];
+        let mut expected = Vec::new();
+        for n in 0..12 {
+            let all = (0..120).map(|i| Write::put(key(format!("w/{n}/{i:03}")), value.clone()));
+            expected.push(commit(&store, writes(all.collect())).await);
+        }
+        let mut watch = store.watch(Span::all(), MetaRev(2)).await.unwrap();
+        for rev in expected {
+            let batch = next_change(&mut watch).await.unwrap().unwrap();
+            assert_eq!((batch.rev, batch.events.len()), (rev, 120));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lease_that_is_not_renewed_runs_out() {
+    let etcd = Etcd::start(EtcdVersion::V34);
+    let store = store(&etcd).await;
+    let lease = store.grant(Duration::from_secs(1)).await.unwrap();
+    let bound = Write::Put {
+        key: key("lock"),
+        value: "me".into(),
+        lease,
+    };
+    let rev = commit(&store, writes(vec![bound])).await;
+    let mut watch = store.watch(Span::all(), rev.next()).await.unwrap();
+    let batch = next_change(&mut watch).await.unwrap().unwrap();
+    assert_eq!(batch.events, [Event::Delete(key("lock"), rev.next())]);
+    let err = store.keep_alive(lease).await.unwrap_err();
+    says(&err, ErrorKind::NotFound, &[]);
+}

@@ -200,6 +200,8 @@ impl Source {
 #[derive(Default)]
 struct Consumer {
     map: BTreeMap<MetaKey, KeyValue>,
+    /// Where each key was last deleted: nothing older may come back.
+    gone: BTreeMap<MetaKey, MetaRev>,
     is_live: bool,
     stale: u32,
     last: MetaRev,
@@ -210,13 +212,18 @@ impl Consumer {
         for event in batch.events {
             match event {
                 Event::Put(kv) => {
+                    let gone = self.gone.get(&kv.key).copied().unwrap_or_default();
+                    assert!(gone < kv.mod_rev, "{} came back from the dead", kv.key);
                     let old = self.map.insert(kv.key.clone(), kv.clone());
                     if let Some(old) = old {
                         assert!(old.mod_rev < kv.mod_rev, "{} went back", kv.key);
                     }
                 }
-                Event::Delete(k, _) => {
-                    assert!(self.map.remove(&k).is_some(), "{k} deleted out of nowhere");
+                Event::Delete(k, rev) => {
+                    let old = self.map.remove(&k);
+                    let old = old.unwrap_or_else(|| panic!("{k} deleted out of nowhere"));
+                    assert!(old.mod_rev <= rev, "{k} deleted before it was written");
+                    self.gone.insert(k, rev);
                 }
             }
         }
