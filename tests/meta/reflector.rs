@@ -370,6 +370,14 @@ async fn until_live(
     consumer: &mut Consumer,
     rev: MetaRev,
 ) -> Vec<Error> {
+    until(events, consumer, |c, _| c.is_live && c.last >= rev).await
+}
+
+async fn until(
+    events: &mut Receiver<ReflectorEvent>,
+    consumer: &mut Consumer,
+    done: impl Fn(&Consumer, &[Error]) -> bool,
+) -> Vec<Error> {
     let mut errors = Vec::new();
     let follow = async {
         loop {
@@ -388,7 +396,7 @@ async fn until_live(
                 }
                 _ => {}
             }
-            if consumer.is_live && consumer.last >= rev {
+            if done(consumer, &errors) {
                 return;
             }
         }
@@ -479,10 +487,9 @@ async fn killed_and_restarted(version: EtcdVersion) {
         // live and moving, then the power goes
         let goal = MetaRev(consumer.last.0 + 60);
         errors.extend(until_live(&mut events, &mut consumer, goal).await);
-        tokio::task::block_in_place(|| {
-            etcd.kill();
-            etcd.restart();
-        });
+        tokio::task::block_in_place(|| etcd.kill());
+        errors.extend(until(&mut events, &mut consumer, |_, errors| !errors.is_empty()).await);
+        tokio::task::block_in_place(|| etcd.restart());
         let goal = MetaRev(consumer.last.0 + 1);
         errors.extend(until_live(&mut events, &mut consumer, goal).await);
     }
