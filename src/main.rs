@@ -18,14 +18,17 @@ fn main() -> ExitCode {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()
-            .map_err(|e| Error::new(ErrorKind::Internal, "no runtime could be started").caused_by(e))?;
+            .map_err(|e| {
+                Error::new(ErrorKind::Internal, "no runtime could be started").caused_by(e)
+            })?;
         runtime.block_on(run(cli))
     });
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(e) => {
             // A reader that has gone away (`falconer get … | head`) has what it wanted.
-            let pipe = e.kind() == ErrorKind::Cancelled && e.what() == "the output cannot be written";
+            let pipe =
+                e.kind() == ErrorKind::Cancelled && e.what() == "the output cannot be written";
             if !pipe {
                 let _ = writeln!(std::io::stderr(), "falconer: {e}");
             }
@@ -56,7 +59,9 @@ async fn run(cli: Cli) -> Result<u8> {
     let handle = Engine::open(&resolved.profile, clock, entropy).await?;
     match cli.command {
         Some(command) => cli::run(command, handle, &mut std::io::stdout()).await,
-        None => falconer::ui::run(handle, look(&cli.look, &resolved)).await.map(|()| 0),
+        None => falconer::ui::run(handle, look(&cli.look, &resolved))
+            .await
+            .map(|()| 0),
     }
 }
 

@@ -77,7 +77,7 @@ fn open(file: &Path) -> Result<Resolved, Error> {
     around.cwd = PathBuf::from("/nowhere");
     let mut flags = Flags::default();
     if file.extension().is_some_and(|e| e == "toml") {
-        around.config_file = file.to_owned();
+        file.clone_into(&mut around.config_file);
     } else {
         flags.milvus_yaml = Some(file.to_owned());
     }
@@ -180,7 +180,7 @@ fn nothing_at_all_is_the_embedded_store() {
         let found = resolve(line, &env.into_iter().collect::<Vec<_>>());
         match &found.profile.meta {
             MetaProfile::Embedded { file } => {
-                assert_eq!(file, Path::new("/nowhere/here/default/meta.redb"))
+                assert_eq!(file, Path::new("/nowhere/here/default/meta.redb"));
             }
             other => panic!("{other:?}"),
         }
@@ -618,11 +618,13 @@ fn no_secret_is_ever_shown() {
             ("MINIO_GCPCREDENTIALJSON", secret),
         ],
     );
-    let mut shown = format!(
-        "{:?} {:?} {:?}",
-        found.origins, found.notes, found.profile.name
+    let shown = format!(
+        "{:?} {:?} {:?} {:?}",
+        found.origins,
+        found.notes,
+        found.profile.name,
+        s3(&found).credentials
     );
-    shown += &format!("{:?}", s3(&found).credentials);
     assert!(!shown.contains(secret), "{shown}");
     assert!(shown.contains(MASK));
     assert_eq!(setting(&found, "minio.secretAccessKey").0, MASK);

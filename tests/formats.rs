@@ -13,6 +13,8 @@ mod lab;
 mod lossless;
 #[path = "formats/manifest.rs"]
 mod manifest;
+#[path = "formats/objects.rs"]
+mod objects;
 #[path = "formats/paths.rs"]
 mod paths;
 #[path = "formats/snapshot.rs"]

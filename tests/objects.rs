@@ -662,7 +662,7 @@ async fn each_refusal_is_told_apart_and_names_its_key() {
         ),
     ];
     for (status, code, rest, kind, says) in table {
-        let retried = if status.starts_with('5') { 5 } else { 1 };
+        let retried = if status.starts_with('5') { 4 } else { 1 };
         let script = Script::start(vec![error_document(status, code, rest); retried]).await;
         let (read, _) = open_s3(s3_profile(&script.url, "a-bucket"));
         let e = read.get(&"files/x".into()).await.unwrap_err();
@@ -715,18 +715,18 @@ async fn a_refused_put_did_not_happen_and_slow_down_did_not_either() {
     assert_eq!(done.unwrap_err().kind(), ErrorKind::Denied);
 
     let slow = error_document("503 Slow Down", "SlowDown", "");
-    let (done, seen) = put_against(vec![slow; 5], PutMode::Overwrite).await;
+    let (done, seen) = put_against(vec![slow; 4], PutMode::Overwrite).await;
     let e = done.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Unreachable, "{e}");
     one_line(&e, &["SlowDown", "lower the concurrency"]);
-    assert_eq!(seen.len(), 5);
+    assert_eq!(seen.len(), 4);
 
     // A cut after the request, and then a refusal: the first one may have been carried out.
     let (done, _) = put_against(vec!["CUT".into(), denied], PutMode::Overwrite).await;
     assert_eq!(done.unwrap_err().kind(), ErrorKind::OutcomeUnknown);
 
     let broken = error_document("500 Internal Server Error", "InternalError", "");
-    let (done, _) = put_against(vec![broken; 5], PutMode::Overwrite).await;
+    let (done, _) = put_against(vec![broken; 4], PutMode::Overwrite).await;
     assert_eq!(done.unwrap_err().kind(), ErrorKind::OutcomeUnknown);
 }
 

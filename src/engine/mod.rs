@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod clock;
+pub mod doctor;
 mod dump;
 pub mod error;
 pub mod format;

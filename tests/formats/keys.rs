@@ -621,3 +621,55 @@ fn configuration_spellings_meet() {
         assert_eq!(normalise_config(spelling), "miniobucketname");
     }
 }
+
+/// The table in `docs/formats.md` is the table in the code.
+#[test]
+fn the_documented_families_are_the_real_ones() {
+    let docs =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/formats.md")).unwrap();
+    let rows: Vec<&str> = docs
+        .lines()
+        .filter(|l| l.starts_with("| `") && l.matches(" | ").count() == 2)
+        .collect();
+    let expected: Vec<String> = Family::ALL.iter().map(|f| row(*f)).collect();
+    assert_eq!(rows, expected, "\n{}\n", expected.join("\n"));
+}
+
+fn row(family: Family) -> String {
+    use falconer::engine::format::codec::Codec;
+    use falconer::engine::format::keys::Area;
+    let root = match family.area() {
+        Area::Meta => "M/",
+        Area::Kv => "K/",
+        Area::Root => "R/",
+    };
+    let slash = if family.shape() == Shape::Tree {
+        "/"
+    } else {
+        ""
+    };
+    let codec = match family.codec() {
+        Codec::Proto(name) => name.trim_start_matches("milvus.proto.").to_owned(),
+        Codec::ZstdProto(name) => format!("zstd of {}", name.trim_start_matches("milvus.proto.")),
+        Codec::Json => "JSON".to_owned(),
+        Codec::Text => "text".to_owned(),
+        Codec::Decimal => "decimal text".to_owned(),
+        Codec::BigEndianNanos => "8 bytes big-endian, Unix ns".to_owned(),
+        Codec::Empty => "empty".to_owned(),
+        Codec::Opaque if family == Family::TimestampedCopy => {
+            "as the copied key, or a tombstone".to_owned()
+        }
+        Codec::Opaque => "not described".to_owned(),
+    };
+    format!(
+        "| `{root}{}{slash}` | {} | {codec} |",
+        family.path(),
+        family.title()
+    )
+}
+
+/// A catalog of 100,000s of segments holds a key for each of their logs.
+#[test]
+fn a_key_stays_small() {
+    assert!(size_of::<Key>() <= 72, "{} bytes", size_of::<Key>());
+}

@@ -282,7 +282,7 @@ fn each_list_reads_at_the_block_borders() {
             s.binlogs[0].child_fields = (0..n as i64).collect();
         }),
         ("binlogs", |s, n| {
-            s.binlogs[0].binlogs = vec![s.binlogs[0].binlogs[0].clone(); n]
+            s.binlogs[0].binlogs = vec![s.binlogs[0].binlogs[0].clone(); n];
         }),
         ("index_files", |s, n| {
             s.index_files = vec![s.index_files[0].clone(); n];

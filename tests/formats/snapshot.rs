@@ -11,7 +11,7 @@ use falconer::engine::format::pb::msg::MsgPosition;
 use falconer::engine::format::pb::schema::{CollectionSchema, DataType, FieldSchema};
 use falconer::engine::format::snapshot::{
     build_ids, join, manifest_key, metadata_key, pending_form, read_metadata, segment_ids,
-    write_metadata,
+    unknown_members, write_metadata,
 };
 use falconer::engine::ids::{BuildId, SegmentId};
 
@@ -322,41 +322,41 @@ fn what_does_not_fit_together_is_refused() {
         ("in two manifests", |_, l| l[1].1.segment_id = 3),
         ("its name says otherwise", |_, l| l[1].1.segment_id = 5),
         ("names a segment twice", |m, _| {
-            m.segment_ids = vec![3, 4, 4]
+            m.segment_ids = vec![3, 4, 4];
         }),
         ("segment 5, which has no manifest", |m, _| {
-            m.segment_ids = vec![3, 4, 5]
+            m.segment_ids = vec![3, 4, 5];
         }),
         ("not in segment_ids", |m, _| m.segment_ids = vec![3]),
         ("empty entry", |m, _| {
-            m.storagev2_manifest_list = vec![manifest(3, "")]
+            m.storagev2_manifest_list = vec![manifest(3, "")];
         }),
         ("names segment 8", |m, _| {
-            m.storagev2_manifest_list = vec![manifest(8, "files/x")]
+            m.storagev2_manifest_list = vec![manifest(8, "files/x")];
         }),
         ("names segment 3 twice", |m, _| {
-            m.storagev2_manifest_list = vec![manifest(3, "a"), manifest(3, "b")]
+            m.storagev2_manifest_list = vec![manifest(3, "a"), manifest(3, "b")];
         }),
         ("manifest_path is not", |m, _| {
-            m.storagev2_manifest_list = vec![manifest(3, "{\"ver\":1}")]
+            m.storagev2_manifest_list = vec![manifest(3, "{\"ver\":1}")];
         }),
         ("component", |m, _| {
-            m.storagev2_manifest_list = vec![manifest(3, "files/../x")]
+            m.storagev2_manifest_list = vec![manifest(3, "files/../x")];
         }),
         ("component", |m, _| {
-            m.storagev2_manifest_list = vec![manifest(3, "{\"ver\":1,\"base_path\":\"a/../b\"}")]
+            m.storagev2_manifest_list = vec![manifest(3, "{\"ver\":1,\"base_path\":\"a/../b\"}")];
         }),
         ("component", |_, l| {
-            l[0].1.binlogs[0].binlogs[0].log_path = "files/./x".into()
+            l[0].1.binlogs[0].binlogs[0].log_path = "files/./x".into();
         }),
         ("empty", |_, l| {
-            l[0].1.binlogs[0].binlogs[0].log_path.clear()
+            l[0].1.binlogs[0].binlogs[0].log_path.clear();
         }),
         ("component", |_, l| {
-            l[0].1.index_files[0].index_file_paths[0] = "../x".into()
+            l[0].1.index_files[0].index_file_paths[0] = "../x".into();
         }),
         ("user or password", |_, l| {
-            l[0].1.index_files[0].index_file_paths[0] = "s3://k:s@h/x".into()
+            l[0].1.index_files[0].index_file_paths[0] = "s3://k:s@h/x".into();
         }),
         ("scheme", |_, l| {
             l[0].1.deltalogs = vec![FieldBinlog {
@@ -365,7 +365,7 @@ fn what_does_not_fit_together_is_refused() {
                     ..Default::default()
                 }],
                 ..Default::default()
-            }]
+            }];
         }),
     ];
     for (why, damage) in cases {
@@ -502,4 +502,40 @@ fn properties_print_in_order_and_text_is_escaped() {
         read_metadata(KEY, text.as_bytes()).unwrap().collection,
         m.collection
     );
+}
+
+#[test]
+fn what_reading_would_drop_is_named() {
+    assert!(unknown_members(KEY, EXAMPLE.as_bytes()).unwrap().is_empty());
+    let newer = edited(|j| {
+        j["later"] = 1.into();
+        j["collection"]["schema"]["fields"][1]["quantized"] = true.into();
+        j["collection"]["virtualChannelNames"] = serde_json::json!([]);
+    });
+    assert_eq!(
+        unknown_members(KEY, &newer).unwrap(),
+        ["collection.schema.fields[1].quantized", "later"]
+    );
+    read_metadata(KEY, &newer).unwrap();
+
+    let newer =
+        edited(|j| j["collection"]["schema"]["fields"][1]["data_type"] = "HugeVector".into());
+    let error = read_metadata(KEY, &newer).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(
+        error
+            .to_string()
+            .contains("collection.schema.fields[1].data_type is HugeVector"),
+        "{error}"
+    );
+    let number = edited(|j| j["collection"]["schema"]["fields"][1]["data_type"] = 777.into());
+    let kept = read_metadata(KEY, &number)
+        .unwrap()
+        .collection
+        .unwrap()
+        .schema
+        .unwrap()
+        .fields[1]
+        .data_type;
+    assert_eq!(kept, 777, "a number is kept");
 }

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use prost::Message;
 use prost_reflect::{
-    DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions,
+    DescriptorPool, DeserializeOptions, DynamicMessage, Kind, MessageDescriptor, SerializeOptions,
 };
 
 use super::pb;
@@ -88,6 +88,70 @@ pub fn parse(full_name: &str, text: &[u8]) -> Result<DynamicMessage> {
                 .with("offset", offset(text, &cause))
                 .caused_by(cause)
         })
+}
+
+/// What a JSON text says that the descriptors have no place for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unplaced {
+    /// Paths of members without a field, e.g. `collection.schema.fields[1].new_flag`. Reading drops them.
+    pub members: Vec<String>,
+    /// Paths and names of enum values without a number. Reading would turn them into the default.
+    pub enums: Vec<(String, String)>,
+}
+
+/// Looks for what [`parse`] would drop in silence.
+pub fn unplaced(full_name: &str, text: &[u8]) -> Result<Unplaced> {
+    let value: serde_json::Value = serde_json::from_slice(text).map_err(|cause| {
+        Error::new(ErrorKind::Corrupt, "not JSON")
+            .with("offset", offset(text, &cause))
+            .caused_by(cause)
+    })?;
+    let mut found = Unplaced::default();
+    walk(
+        &Kind::Message(descriptor(full_name)?),
+        &value,
+        "",
+        &mut found,
+    );
+    Ok(found)
+}
+
+fn walk(kind: &Kind, value: &serde_json::Value, path: &str, found: &mut Unplaced) {
+    match (kind, value) {
+        (_, serde_json::Value::Array(items)) => {
+            for (i, item) in items.iter().enumerate() {
+                walk(kind, item, &format!("{path}[{i}]"), found);
+            }
+        }
+        (Kind::Enum(desc), serde_json::Value::String(name))
+            if desc.get_value_by_name(name).is_none() =>
+        {
+            found.enums.push((path.to_owned(), name.clone()));
+        }
+        (Kind::Message(desc), serde_json::Value::Object(members)) if desc.is_map_entry() => {
+            let inner = desc.map_entry_value_field().kind();
+            for (name, member) in members {
+                walk(&inner, member, &format!("{path}[{name}]"), found);
+            }
+        }
+        (Kind::Message(desc), serde_json::Value::Object(members)) => {
+            for (name, member) in members {
+                let at = if path.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{path}.{name}")
+                };
+                match desc
+                    .get_field_by_name(name)
+                    .or_else(|| desc.get_field_by_json_name(name))
+                {
+                    Some(field) => walk(&field.kind(), member, &at, found),
+                    None => found.members.push(at),
+                }
+            }
+        }
+        _ => {}
+    }
 }
 
 /// serde_json counts lines and columns from 1; column 0 is the line's beginning.

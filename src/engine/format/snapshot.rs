@@ -1,6 +1,6 @@
 //! Snapshot metadata: the JSON object, and the checks that tie it to its segment manifests (`spec/snapshot.md` §2).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::manifest::{self, shapes};
 use super::paths::{ObjPath, StorageManifest, check};
@@ -60,11 +60,21 @@ pub fn pending_form(info: &SnapshotInfo) -> SnapshotInfo {
     info
 }
 
-/// Reads the metadata object `file`. JSON members this version does not know are ignored, as Milvus does.
+/// Reads the metadata object `file`. JSON members this version does not know are ignored, as Milvus does; a caller that
+/// is about to restore asks [`unknown_members`]. An enum value without a number (a data type of a newer Milvus) is an
+/// error: read as the default it would change the schema.
 pub fn read_metadata(file: &str, bytes: &[u8]) -> Result<SnapshotMetadata> {
     let message = json::parse(MESSAGE, bytes).map_err(|e| e.with("file", file))?;
     let mut metadata: SnapshotMetadata = json::lower(&message).map_err(|e| e.with("file", file))?;
     shapes(metadata.format_version).map_err(|e| e.with("file", file))?;
+    if let Some((path, name)) = json::unplaced(MESSAGE, bytes)?.enums.first() {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            format!("the snapshot's {path} is {name}, which is not known"),
+        )
+        .with("file", file)
+        .fix("use a newer Falconer"));
+    }
     if metadata.snapshot_info.is_none() {
         return Err(corrupt(file, "the metadata has no snapshot_info"));
     }
@@ -78,6 +88,13 @@ pub fn read_metadata(file: &str, bytes: &[u8]) -> Result<SnapshotMetadata> {
         check(path).map_err(|e| e.with("file", file))?;
     }
     Ok(metadata)
+}
+
+/// Members of the metadata that reading drops: attributes of a newer Milvus that a restore would lose.
+pub fn unknown_members(file: &str, bytes: &[u8]) -> Result<Vec<String>> {
+    json::unplaced(MESSAGE, bytes)
+        .map(|found| found.members)
+        .map_err(|e| e.with("file", file))
 }
 
 /// The metadata object's bytes. The embedded record must be in its [`pending_form`], the version the current one, and
@@ -223,6 +240,11 @@ fn attach_manifests(
     metadata: &SnapshotMetadata,
     segments: &mut [SegmentDescription],
 ) -> Result<()> {
+    let places: BTreeMap<i64, usize> = segments
+        .iter()
+        .enumerate()
+        .map(|(i, s)| (s.segment_id, i))
+        .collect();
     for entry in &metadata.storagev2_manifest_list {
         let id = entry.segment_id;
         if entry.manifest.is_empty() {
@@ -231,7 +253,7 @@ fn attach_manifests(
                 format!("segment {id} has an empty entry in storagev2_manifest_list"),
             ));
         }
-        let Some(segment) = segments.iter_mut().find(|s| s.segment_id == id) else {
+        let Some(segment) = places.get(&id).and_then(|at| segments.get_mut(*at)) else {
             return Err(corrupt(
                 file,
                 format!("storagev2_manifest_list names segment {id}, which has no manifest"),

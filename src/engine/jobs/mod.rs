@@ -1,8 +1,13 @@
 //! Jobs are step machines (law 7): the state is journaled after each step, each step is idempotent, a crash at any point
 //! resumes or undoes. This file is the contract between a job and its runner.
 
+mod board;
 pub mod cx;
+mod drive;
+mod locks;
 pub mod meter;
+pub mod registry;
+pub mod runner;
 
 use std::sync::Arc;
 
