@@ -161,13 +161,13 @@ async fn check_big(world: &World, label: &str) {
     assert!(all(world, "falconer/by-dev/owner").await.is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_change_survives_every_fault() {
     let runs = sweep("files", big_world, run_big, check_big).await;
     assert!(runs > 100, "{runs}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn transactions_stay_within_milvus_limits() {
     let world = big_world().await;
     let faults = Faults::none();
@@ -190,7 +190,7 @@ async fn transactions_stay_within_milvus_limits() {
     assert!(txns.iter().all(|n| *n <= 64), "{txns:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_same_change_again_is_no_change() {
     let world = big_world().await;
     let stores = world.open(&Faults::none(), "files");
@@ -203,7 +203,7 @@ async fn the_same_change_again_is_no_change() {
     assert_eq!(again.rev, first.rev);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_moved_key_is_named_and_nothing_happens() {
     let world = world_with(ETCD);
     put(&*world.meta, "by-dev/meta/a", b"1", 0).await;
@@ -245,7 +245,7 @@ async fn a_moved_key_is_named_and_nothing_happens() {
     assert!(all(&world, "falconer/by-dev/audit").await.is_empty());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn too_much_for_one_transaction_is_refused_when_it_must_be_one() {
     let world = big_world().await;
     let stores = world.open(&Faults::none(), "files");
@@ -260,7 +260,7 @@ async fn too_much_for_one_transaction_is_refused_when_it_must_be_one() {
     assert_eq!(all(&world, "by-dev/meta").await.len(), 100);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_large_value_keeps_its_pre_image() {
     let world = world_with(ETCD);
     let old: Vec<u8> = (0..1_100_000_u32).map(|i| (i % 251) as u8).collect();
@@ -292,7 +292,7 @@ async fn session(world: &World, role: &str, lease: i64) -> MetaKey {
     name.as_str().into()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_registered_coordinator_refuses_every_write() {
     for role in [
         "rootcoord",
@@ -351,7 +351,7 @@ async fn a_registered_coordinator_refuses_every_write() {
     executor.fence().check().await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_session_without_a_lease_says_how_to_clear_it() {
     let world = world_with(ETCD);
     session(&world, "datacoord", 0).await;
@@ -367,7 +367,7 @@ async fn a_session_without_a_lease_says_how_to_clear_it() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_owner_at_a_time_and_a_lost_lease_stops_everything() {
     let world = world_with(ETCD);
     let stores = world.open(&Faults::none(), "files");
@@ -420,7 +420,7 @@ async fn allocator(world: &World) -> u64 {
     u64::from_be_bytes(kv.value[..].try_into().unwrap())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn ids_stand_above_everything_in_the_captured_cluster() {
     let world = lab_world().await;
     let before = allocator(&world).await;
@@ -434,7 +434,7 @@ async fn ids_stand_above_everything_in_the_captured_cluster() {
     assert!(next.first > range.first + 999);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_id_above_the_allocator_stops_it() {
     let world = lab_world().await;
     put(
@@ -454,7 +454,7 @@ async fn an_id_above_the_allocator_stops_it() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn ids_are_never_equal_whatever_fails() {
     let taken = std::cell::RefCell::new(Vec::<(i64, u32)>::new());
     let drive = async |stores: &Stores| {
@@ -496,7 +496,7 @@ async fn ids_are_never_equal_whatever_fails() {
     sweep("files", make, drive, check).await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_absent_allocator_is_made_only_in_an_embedded_root() {
     let world = world_with(ETCD);
     let stores = world.open(&Faults::none(), "files");
@@ -523,7 +523,7 @@ async fn an_absent_allocator_is_made_only_in_an_embedded_root() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn objects_survive_every_fault() {
     let (a, b) = (ObjectKey::from("files/a"), ObjectKey::from("files/b"));
     let drive = async |stores: &Stores| {

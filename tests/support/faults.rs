@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -359,66 +359,33 @@ impl ObjectStore for FaultObjects {
     }
 }
 
-/// Time that stands still but for waiting: a short sleep moves it on at once, a long one (a heartbeat) waits until short ones
-/// have brought it there. So nothing spins, and nothing waits for the machine.
+/// Tokio's own time on top of a fixed date. Under `start_paused = true` it stands still while anything can run, and jumps to the
+/// next timer when nothing can: waiting costs nothing, and nothing spins.
 pub struct VirtualClock {
-    start: i64,
-    time: Arc<Time>,
+    base: UnixMs,
+    start: tokio::time::Instant,
 }
-
-struct Time {
-    now: AtomicI64,
-    moved: Notify,
-}
-
-const SHORT: Duration = Duration::from_secs(3);
 
 impl VirtualClock {
     pub fn at(now: UnixMs) -> Arc<Self> {
         Arc::new(Self {
-            start: now.0,
-            time: Arc::new(Time {
-                now: AtomicI64::new(now.0),
-                moved: Notify::new(),
-            }),
+            base: now,
+            start: tokio::time::Instant::now(),
         })
-    }
-
-    pub fn advance(&self, by: Duration) {
-        self.time
-            .now
-            .fetch_add(by.as_millis() as i64, Ordering::SeqCst);
-        self.time.moved.notify_waiters();
     }
 }
 
 impl Clock for VirtualClock {
     fn now(&self) -> UnixMs {
-        UnixMs(self.time.now.load(Ordering::SeqCst))
+        UnixMs(self.base.0 + self.start.elapsed().as_millis() as i64)
     }
 
     fn mono(&self) -> Duration {
-        Duration::from_millis((self.time.now.load(Ordering::SeqCst) - self.start) as u64)
+        self.start.elapsed()
     }
 
     fn sleep(&self, how_long: Duration) -> BoxFuture<'static, ()> {
-        if how_long < SHORT {
-            self.advance(how_long);
-            return Box::pin(tokio::task::yield_now());
-        }
-        let until = self.now().0 + how_long.as_millis() as i64;
-        let time = self.time.clone();
-        Box::pin(async move {
-            loop {
-                let moved = time.moved.notified();
-                tokio::pin!(moved);
-                moved.as_mut().enable();
-                if time.now.load(Ordering::SeqCst) >= until {
-                    return;
-                }
-                moved.await;
-            }
-        })
+        Box::pin(tokio::time::sleep(how_long))
     }
 }
 

@@ -122,6 +122,13 @@ impl JobCx {
         }
     }
 
+    /// The same with another way to be stopped.
+    #[must_use]
+    pub fn stopping_at(mut self, cancel: CancellationToken) -> Self {
+        self.cancel = cancel;
+        self
+    }
+
     /// Makes a change happen, or finds that it has (by its name, from this job). `Conflict` names the key that moved and its
     /// revision; `Fenced` says who is in the way.
     pub async fn commit(&self, change: Change) -> Result<Committed> {

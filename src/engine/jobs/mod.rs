@@ -1,6 +1,7 @@
 //! Jobs are step machines (law 7): the state is journaled after each step, each step is idempotent, a crash at any point
 //! resumes or undoes. This file is the contract between a job and its runner.
 
+<<<<<<< HEAD
 pub mod copy;
 pub mod cx;
 pub mod gc;
@@ -19,6 +20,15 @@ mod restore_undo;
 mod restore_v3;
 mod restore_watch;
 pub mod verify;
+=======
+mod board;
+pub mod cx;
+mod drive;
+mod locks;
+pub mod meter;
+pub mod registry;
+pub mod runner;
+>>>>>>> plan
 
 use std::sync::Arc;
 

@@ -324,21 +324,18 @@ impl Executor {
                 _ => None,
             })
             .collect();
-        let keys: Vec<(MetaKey, bool)> = writes
+        let wanted: Vec<(MetaKey, bool)> = writes
             .iter()
             .map(|w| (w.key().clone(), absent.contains(w.key())))
             .collect();
-        let reads = keys.into_iter().map(|(key, known)| {
-            async move {
-                let old = if known {
-                    None
-                } else {
-                    calm(&*self.clock, || self.meta.get(&key))
-                        .await?
-                        .map(|kv| (kv.mod_rev, kv.value))
-                };
-                Ok::<_, Error>(Before { key, old })
-            }
+        let reads = wanted.into_iter().map(|(key, known)| async move {
+            let old = if known {
+                None
+            } else {
+                let now = calm(&*self.clock, || self.meta.get(&key)).await?;
+                now.map(|kv| (kv.mod_rev, kv.value))
+            };
+            Ok::<_, Error>(Before { key, old })
         });
         stream::iter(reads).buffered(READS).try_collect().await
     }
@@ -346,26 +343,22 @@ impl Executor {
     /// Before the first of several chunks: everything that later chunks will ask must hold already now.
     async fn hold_all(&self, change: &Change, from: usize) -> Result<()> {
         let later: BTreeSet<&MetaKey> = change.writes[from..].iter().map(Write::key).collect();
-        let conds = change
-            .conds
-            .iter()
-            .filter(|c| cond_key(c).is_some_and(|k| later.contains(k)))
-            .cloned()
-            .collect::<Vec<Cond>>();
-        let checks = conds.into_iter().map(|cond| async move {
-            let Some(key) = cond_key(&cond) else {
-                return Ok(());
-            };
-            let now = calm(&*self.clock, || self.meta.get(key)).await?;
-            match broken(&cond, now.as_ref()) {
-                Some(why) => Err(conflict(change, why)),
-                None => Ok(()),
+        let mut conds = Vec::new();
+        for cond in &change.conds {
+            if let Some(key) = cond_key(cond).filter(|k| later.contains(k)) {
+                conds.push((key.clone(), cond.clone()));
             }
+        }
+        let checks = conds.into_iter().map(|(key, cond)| async move {
+            let now = calm(&*self.clock, || self.meta.get(&key)).await?;
+            Ok::<_, Error>(broken(&cond, now.as_ref()))
         });
-        stream::iter(checks)
-            .buffer_unordered(READS)
-            .try_collect::<Vec<()>>()
-            .await?;
+        let mut checks = stream::iter(checks).buffer_unordered(READS);
+        while let Some(why) = checks.next().await {
+            if let Some(why) = why? {
+                return Err(conflict(change, why));
+            }
+        }
         Ok(())
     }
 

@@ -376,7 +376,7 @@ impl Fence {
                     )
                     .fix("stop every coordinator, standby ones too, and wait for their leases to run out")
                 };
-                return Ok(Some(e));
+                return Ok(Some(e.with("session", &kv.key)));
             }
         }
         Ok(None)

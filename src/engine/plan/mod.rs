@@ -146,6 +146,15 @@ impl Plan {
         self.checks.iter().filter(|c| c.failed.is_some())
     }
 
+    /// The plan with its hash: SHA-256 over everything else in it.
+    pub fn sealed(mut self) -> crate::engine::error::Result<Self> {
+        use sha2::Digest;
+        self.hash.clear();
+        let bytes = journal::json(&self)?;
+        self.hash = hex(&sha2::Sha256::digest(&bytes));
+        Ok(self)
+    }
+
     /// Whether it may be applied.
     #[must_use]
     pub fn applicable(&self) -> bool {

@@ -1,0 +1,324 @@
+//! Drives one job from where its journal says it is to its end (law 7).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::Next;
+use super::board::{Board, Running};
+use super::cx::JobCx;
+use super::registry::Kind;
+use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::ids::MetaKey;
+use crate::engine::meta::{Span, Write};
+use crate::engine::model::jobs::JobState;
+use crate::engine::plan::execute::Executor;
+use crate::engine::plan::journal::{JobRecord, from_json, json};
+
+/// Between looks at a fence that does not hold, and between journal entries of a long step.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait before a step is taken again.
+const LONGEST: Duration = Duration::from_secs(10);
+/// Keys deleted at once.
+const BATCH: usize = 50;
+
+/// One job on its way.
+pub(super) struct Driver {
+    pub executor: Arc<Executor>,
+    pub board: Arc<Board>,
+    pub kind: Arc<dyn Kind>,
+    pub running: Running,
+    pub record: JobRecord,
+}
+
+/// Whether a look at the journal found that somebody else had ended the job.
+enum Fenced {
+    /// Ours again, and nobody else held the cluster.
+    Again,
+    /// Ours again, but a coordinator was there meanwhile.
+    Foreign(Error),
+    /// Somebody else has ended the job.
+    Gone,
+}
+
+impl Driver {
+    /// Runs to the end. Dropping the future is the same as a crash.
+    pub async fn run(mut self) {
+        self.running.dials.set_notes(self.record.notes.clone());
+        self.running.dials.meter.resume(self.record.progress);
+        let cx = JobCx::new(
+            self.executor.clone(),
+            self.record.id,
+            self.record.plan.clone(),
+            self.running.dials.clone(),
+        )
+        .stopping_at(self.running.cancel.clone());
+        let calm = cx.clone().stopping_at(CancellationToken::new());
+        let mut wait = Duration::from_millis(200);
+        while !self.record.state.ended() {
+            let undoing = self.record.state == JobState::Undoing;
+            if !undoing
+                && self.record.state != JobState::Completed
+                && self.running.cancel.is_cancelled()
+            {
+                self.turn_back(&Error::new(ErrorKind::Cancelled, "stopped on request"));
+                if !self.journal().await {
+                    return;
+                }
+                continue;
+            }
+            let outcome = if undoing {
+                let why = self.why();
+                let state = self.record.machine.clone();
+                let kind = self.kind.clone();
+                self.watched(async { kind.undo(&calm, &state, &why).await })
+                    .await
+            } else {
+                if self.record.state == JobState::Pending {
+                    self.record.state = JobState::Running;
+                    self.board.set(self.record.clone());
+                }
+                let state = self.record.machine.clone();
+                let kind = self.kind.clone();
+                self.watched(async { kind.step(&cx, &state).await }).await
+            };
+            match outcome {
+                Ok(next) => {
+                    wait = Duration::from_millis(200);
+                    self.take(next);
+                }
+                Err(e) if e.kind() == ErrorKind::Fenced => {
+                    self.running.dials.note(format!("waiting: {e}"));
+                    match self.wait_for_fence(e).await {
+                        Fenced::Gone => return,
+                        Fenced::Again => continue,
+                        Fenced::Foreign(why)
+                            if undoing || self.record.state == JobState::Completed =>
+                        {
+                            self.running.dials.note(format!("went on after: {why}"));
+                            continue;
+                        }
+                        Fenced::Foreign(why) => self.turn_back(&why),
+                    }
+                }
+                Err(e) if e.is_transient() || e.kind() == ErrorKind::OutcomeUnknown => {
+                    self.running.dials.note(format!("trying again: {e}"));
+                    self.executor.clock().sleep(wait).await;
+                    wait = (wait * 2).min(LONGEST);
+                    continue;
+                }
+                Err(e) if undoing => self.fail(&e, "it could not all be taken back"),
+                Err(e) if self.record.state == JobState::Completed => {
+                    self.fail(&e, "it is published, and its verification failed");
+                }
+                Err(e) => self.turn_back(&e),
+            }
+            self.record.moved = self.executor.clock().now();
+            if self.record.state.ended() {
+                self.record.ended = Some(self.record.moved);
+            }
+            if !self.journal().await {
+                return;
+            }
+        }
+        self.tidy().await;
+    }
+
+    fn take(&mut self, next: Next<serde_json::Value>) {
+        match next {
+            Next::Step(s) => self.record.machine = s,
+            Next::Published(s) => {
+                self.record.machine = s;
+                self.record.state = JobState::Completed;
+            }
+            Next::Verified(s) => {
+                self.record.machine = s;
+                self.record.state = JobState::Verified;
+            }
+            Next::Undo(s, e) => {
+                self.record.machine = s;
+                self.turn_back(&e);
+            }
+            Next::Undone(s) => {
+                self.record.machine = s;
+                self.record.state = if self.record.cancelled {
+                    JobState::Cancelled
+                } else {
+                    JobState::Failed
+                };
+            }
+        }
+    }
+
+    /// From now on the job is taken back. The first error stays.
+    fn turn_back(&mut self, why: &Error) {
+        self.record.state = JobState::Undoing;
+        self.record.cancelled |= why.kind() == ErrorKind::Cancelled;
+        if self.record.error.is_none() {
+            self.record.error = Some(why.to_string());
+        }
+    }
+
+    fn fail(&mut self, e: &Error, what: &str) {
+        self.running.dials.note(format!("{what}: {e}"));
+        self.record.state = JobState::Failed;
+        if self.record.error.is_none() {
+            self.record.error = Some(e.to_string());
+        }
+    }
+
+    /// The reason as it was journaled: an undo that is taken up again has only this.
+    fn why(&self) -> Error {
+        let kind = if self.record.cancelled {
+            ErrorKind::Cancelled
+        } else {
+            ErrorKind::Conflict
+        };
+        Error::new(kind, self.record.error.clone().unwrap_or_default())
+    }
+
+    /// Runs a step, and journals its counters now and then while they move.
+    async fn watched(
+        &mut self,
+        step: impl Future<Output = Result<Next<serde_json::Value>>>,
+    ) -> Result<Next<serde_json::Value>> {
+        tokio::pin!(step);
+        loop {
+            let tick = self.executor.clock().sleep(PATIENCE);
+            tokio::select! {
+                biased;
+                done = &mut step => return done,
+                () = tick => {}
+            }
+            if self.running.dials.meter.read() != self.record.progress {
+                self.record.moved = self.executor.clock().now();
+                self.fill();
+                if let Ok(write) = self.write() {
+                    // Only news: the state is the one journaled already. The next entry carries it too.
+                    let note = self.executor.note(std::slice::from_ref(&write));
+                    let _ = note.await;
+                    self.board.set(self.record.clone());
+                }
+            }
+        }
+    }
+
+    fn fill(&mut self) {
+        self.record.progress = self.running.dials.meter.read();
+        self.record.notes = self.running.dials.notes();
+        if let Some((step, done, all)) = self.kind.describe(&self.record.machine) {
+            self.record.step = step;
+            self.record.steps = (done, all);
+        }
+        if let Some(collection) = self.kind.collection(&self.record.machine) {
+            self.record.collection = Some(collection);
+        }
+    }
+
+    fn write(&self) -> Result<Write> {
+        let key = self.executor.keys().job(self.record.id);
+        Ok(Write::put(key, json(&self.record)?))
+    }
+
+    /// Writes the record; the end of a job gives its locks back in the same transaction. Does not return before it is written:
+    /// a step that is not journaled must not be followed by another. `false`: somebody else has ended the job.
+    async fn journal(&mut self) -> bool {
+        self.fill();
+        let mut wait = Duration::from_millis(200);
+        loop {
+            let written = match self.write() {
+                Ok(write) => {
+                    let mut writes = vec![write];
+                    if self.record.state.ended() {
+                        let give_back = |name: &String| Write::Delete(name.as_str().into());
+                        writes.extend(self.record.locks.iter().map(give_back));
+                    }
+                    self.executor.note(&writes).await
+                }
+                Err(e) => Err(e),
+            };
+            match written {
+                Ok(_) => break,
+                Err(e) if e.kind() == ErrorKind::Fenced => {
+                    self.running.dials.note(format!("waiting: {e}"));
+                    if matches!(self.wait_for_ownership().await, Ok(false)) {
+                        return false;
+                    }
+                }
+                Err(e) => {
+                    self.running.dials.note(format!(
+                        "the journal cannot be written, nothing goes on: {e}"
+                    ));
+                    self.executor.clock().sleep(wait).await;
+                    wait = (wait * 2).min(LONGEST);
+                }
+            }
+        }
+        self.board.set(self.record.clone());
+        true
+    }
+
+    /// Waits until the root is ours again and no coordinator is there.
+    async fn wait_for_fence(&mut self, first: Error) -> Fenced {
+        // Whoever was registered had the catalog in memory, and may have changed it.
+        let mut foreign = first.context("session").is_some().then_some(first);
+        loop {
+            match self.executor.fence().coordinator().await {
+                Ok(Some(e)) => {
+                    self.running.dials.note(format!("waiting: {e}"));
+                    foreign.get_or_insert(e);
+                }
+                Ok(None) => match self.wait_for_ownership().await {
+                    Ok(false) => return Fenced::Gone,
+                    Ok(true) => match self.executor.fence().check().await {
+                        Ok(()) => return foreign.map_or(Fenced::Again, Fenced::Foreign),
+                        Err(e) => self.running.dials.note(format!("waiting: {e}")),
+                    },
+                    Err(e) => self.running.dials.note(format!("waiting: {e}")),
+                },
+                Err(e) => self.running.dials.note(format!("waiting: {e}")),
+            }
+            self.executor.clock().sleep(PATIENCE).await;
+        }
+    }
+
+    /// Waits for the owner key. `false`: while it was not ours, somebody else ended the job.
+    async fn wait_for_ownership(&mut self) -> Result<bool> {
+        while let Err(e) = self.executor.fence().acquire().await {
+            self.running.dials.note(format!("waiting: {e}"));
+            self.executor.clock().sleep(PATIENCE).await;
+        }
+        let key = self.executor.keys().job(self.record.id);
+        let Some(kv) = self.executor.reader().get(&key).await? else {
+            self.board.forget(self.record.id);
+            return Ok(false);
+        };
+        let now: JobRecord = from_json(&key, &kv.value)?;
+        if now.state.ended() {
+            self.board.set(now.clone());
+            self.record = now;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// The markers of an ended job are of no use to anyone; its pre-images and audit stay.
+    async fn tidy(&self) {
+        let marks = self.executor.keys().marks(self.record.id);
+        let _ = delete_under(&self.executor, &Span::prefix(&marks)).await;
+    }
+}
+
+/// Deletes our own keys of a span, one by one by name.
+pub(super) async fn delete_under(executor: &Executor, span: &Span) -> Result<()> {
+    let keys: Vec<MetaKey> = {
+        let page = executor.reader().range_all(span).await?;
+        page.kvs.into_iter().map(|kv| kv.key).collect()
+    };
+    for batch in keys.chunks(BATCH) {
+        let writes: Vec<Write> = batch.iter().cloned().map(Write::Delete).collect();
+        executor.note(&writes).await?;
+    }
+    Ok(())
+}
