@@ -10,3 +10,4 @@ pub mod mem;
 pub mod process;
 pub mod s3;
 pub mod servers;
+pub mod snapshots;

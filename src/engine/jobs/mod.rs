@@ -1,6 +1,26 @@
 //! Jobs are step machines (law 7): the state is journaled after each step, each step is idempotent, a crash at any point
 //! resumes or undoes. This file is the contract between a job and its runner.
 
+<<<<<<< HEAD
+pub mod copy;
+pub mod cx;
+pub mod gc;
+pub mod gc_plan;
+pub mod gc_scan;
+pub mod meter;
+pub mod restore;
+mod restore_files;
+pub mod restore_map;
+mod restore_names;
+pub mod restore_pin;
+pub mod restore_plan;
+mod restore_records;
+pub mod restore_source;
+mod restore_undo;
+mod restore_v3;
+mod restore_watch;
+pub mod verify;
+=======
 mod board;
 pub mod cx;
 mod drive;
@@ -8,6 +28,7 @@ mod locks;
 pub mod meter;
 pub mod registry;
 pub mod runner;
+>>>>>>> plan
 
 use std::sync::Arc;
 

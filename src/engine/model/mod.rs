@@ -3,6 +3,8 @@
 pub mod catalog;
 pub mod columns;
 pub mod data;
+pub mod gc;
+pub mod holds;
 pub mod detail;
 pub mod find;
 pub mod health;

@@ -123,6 +123,11 @@ impl ObjectRead {
         &self.place.root
     }
 
+    /// Bucket, container or folder: 2.6 wrote it before the base paths of manifest segments.
+    pub fn bucket(&self) -> &str {
+        &self.place.bucket
+    }
+
     /// Bucket, endpoint and root in one line without secrets.
     pub fn describe(&self) -> String {
         let Place {

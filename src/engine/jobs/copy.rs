@@ -1,0 +1,344 @@
+//! The copy pool: many objects from here to there inside one store, as fast as the store bears and as slowly as asked.
+//!
+//! Files are handed out in the order given. Parallelism and byte rate may change while it runs; a store that asks for
+//! less (`503 SlowDown`) halves the parallelism, success lets it grow again. A missing source does not end the run at
+//! once: no new file is begun, and the caller gets the whole list of what is missing from [`missing`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::clock::{Clock, Entropy};
+use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::ids::ObjectKey;
+
+/// One object to copy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CopyFile {
+    /// From.
+    pub from: ObjectKey,
+    /// To.
+    pub to: ObjectKey,
+    /// Bytes, from a listing of the source.
+    pub size: u64,
+    /// Which of the caller's groups (segments) it belongs to.
+    pub group: u32,
+}
+
+/// What the pool needs of the world.
+#[async_trait]
+pub trait CopyHost: Send + Sync {
+    /// Server-side copy. `NotFound` when the source is missing.
+    async fn copy(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()>;
+    /// Bytes of an object; `None` when it does not exist.
+    async fn size(&self, key: &ObjectKey) -> Result<Option<u64>>;
+    /// Copies at once, as asked for now; at least 1.
+    fn parallel(&self) -> u32;
+    /// Bytes a second, as asked for now; `None` = no limit.
+    fn throttle(&self) -> Option<u64>;
+    /// A file of so many bytes is there.
+    fn copied(&self, file: &CopyFile);
+    /// Whether to stop soon.
+    fn cancelled(&self) -> bool;
+    /// Time.
+    fn clock(&self) -> &dyn Clock;
+    /// Randomness, for back-off.
+    fn entropy(&self) -> &dyn Entropy;
+}
+
+/// Where a run stands: what the job journals. Files before `cursor` are done; `beyond` are done past it (at most as many
+/// as ran at once).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Done {
+    /// All files before this index are done.
+    pub cursor: u32,
+    /// Done out of order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub beyond: Vec<u32>,
+}
+
+impl Done {
+    /// Marks one file.
+    pub fn add(&mut self, index: u32) {
+        if index < self.cursor {
+            return;
+        }
+        if let Err(at) = self.beyond.binary_search(&index) {
+            self.beyond.insert(at, index);
+        }
+        let run = self
+            .beyond
+            .iter()
+            .zip(self.cursor..)
+            .take_while(|(have, want)| *have == want)
+            .count();
+        self.beyond.drain(..run);
+        self.cursor += run as u32;
+    }
+
+    /// Whether a file is done.
+    #[must_use]
+    pub fn has(&self, index: u32) -> bool {
+        index < self.cursor || self.beyond.binary_search(&index).is_ok()
+    }
+
+    /// How many are done.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.cursor + self.beyond.len() as u32
+    }
+
+    /// Rebuilds the mark from what a listing of the target shows: the listing is the truth, the journal a hint.
+    #[must_use]
+    pub fn from_listing(files: &[CopyFile], there: &BTreeMap<ObjectKey, u64>) -> Self {
+        let mut done = Self::default();
+        for (index, file) in (0..).zip(files) {
+            if there.get(&file.to) == Some(&file.size) {
+                done.add(index);
+            }
+        }
+        done
+    }
+}
+
+/// When a slice of a run ends, so that its state can be journaled.
+#[derive(Clone, Copy, Debug)]
+pub struct Slice {
+    /// After so many files.
+    pub files: u32,
+    /// After so long.
+    pub time: Duration,
+}
+
+/// 2,000 files or 5 s: at 400 files a second what a crash loses is what ran at that moment, since a resume lists the target.
+pub const SLICE: Slice = Slice {
+    files: 2_000,
+    time: Duration::from_secs(5),
+};
+
+/// Tries of one file before the run fails.
+const TRIES: u32 = 8;
+/// First wait between tries; doubles, with jitter.
+const BACKOFF: Duration = Duration::from_millis(200);
+/// Longest wait.
+const BACKOFF_MAX: Duration = Duration::from_secs(20);
+
+/// What a slice came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ran {
+    /// Every file is there.
+    All,
+    /// The slice ended; call again.
+    More,
+    /// A source is missing: find them all.
+    SourceMissing,
+}
+
+/// Copies what `done` lacks until all is there, the slice ends, or something fails for good. `done` is true to the last
+/// finished file in every case, errors included.
+pub async fn run(
+    host: &dyn CopyHost,
+    files: &[CopyFile],
+    done: &mut Done,
+    slice: Slice,
+) -> Result<Ran> {
+    let begun = host.clock().mono();
+    let mut todo: VecDeque<u32> = (done.cursor..files.len() as u32)
+        .filter(|i| !done.has(*i))
+        .collect();
+    let mut pace = Pace::new(host);
+    let mut gate = Gate::new(host.parallel());
+    let mut running: FuturesUnordered<BoxFuture<'_, (u32, Copied)>> = FuturesUnordered::new();
+    let (mut started, mut stop) = (0u32, None);
+    loop {
+        let room = gate.room(host.parallel());
+        while stop.is_none() && running.len() < room {
+            if host.cancelled() || started >= slice.files {
+                break;
+            }
+            if host.clock().mono().saturating_sub(begun) >= slice.time && started > 0 {
+                break;
+            }
+            let Some(&index) = todo.front() else { break };
+            let Some(file) = files.get(index as usize) else {
+                break;
+            };
+            let wait = pace.wait_for(host, file.size);
+            if !wait.is_zero() {
+                if running.is_empty() {
+                    host.clock().sleep(wait).await;
+                    continue;
+                }
+                break;
+            }
+            pace.spend(file.size);
+            todo.pop_front();
+            started += 1;
+            running.push(Box::pin(async move { (index, one(host, file).await) }));
+        }
+        let Some((index, copied)) = running.next().await else {
+            break;
+        };
+        match copied {
+            Copied::There { slowed } => {
+                done.add(index);
+                if let Some(file) = files.get(index as usize) {
+                    host.copied(file);
+                }
+                gate.ended(slowed);
+            }
+            Copied::Missing => stop = stop.or(Some(Ok(Ran::SourceMissing))),
+            Copied::Failed(error) => stop = stop.or(Some(Err(error))),
+        }
+    }
+    match stop {
+        Some(why) => why,
+        None if host.cancelled() => Err(Error::new(ErrorKind::Cancelled, "copying was stopped")),
+        None if todo.is_empty() => Ok(Ran::All),
+        None => Ok(Ran::More),
+    }
+}
+
+enum Copied {
+    There { slowed: bool },
+    Missing,
+    Failed(Error),
+}
+
+/// One file, with its retries. An unknown outcome is settled by asking for the target's size.
+async fn one(host: &dyn CopyHost, file: &CopyFile) -> Copied {
+    let mut slowed = false;
+    let mut last = None;
+    for attempt in 0..TRIES {
+        if attempt > 0 {
+            host.clock().sleep(backoff(host.entropy(), attempt)).await;
+        }
+        match host.copy(&file.from, &file.to).await {
+            Ok(()) => return Copied::There { slowed },
+            Err(e) if e.kind() == ErrorKind::NotFound => return Copied::Missing,
+            Err(e) if e.kind() == ErrorKind::OutcomeUnknown => {
+                if matches!(host.size(&file.to).await, Ok(Some(size)) if size == file.size) {
+                    return Copied::There { slowed };
+                }
+                last = Some(e);
+            }
+            Err(e) if e.is_transient() => {
+                slowed |= asks_for_less(&e);
+                last = Some(e);
+            }
+            Err(e) => return Copied::Failed(e),
+        }
+        if host.cancelled() {
+            break;
+        }
+    }
+    Copied::Failed(last.unwrap_or_else(|| {
+        Error::new(ErrorKind::Cancelled, "copying was stopped").with("object", &file.from)
+    }))
+}
+
+/// Whether the store said that it is asked for too much. S3 says `SlowDown` with 503, others 429.
+fn asks_for_less(e: &Error) -> bool {
+    let text = e.to_string();
+    ["SlowDown", "503", "429", "Too Many Requests", "ServerBusy"]
+        .iter()
+        .any(|sign| text.contains(sign))
+}
+
+/// Doubling with half of it random, so that many copies do not come back together.
+fn backoff(entropy: &dyn Entropy, attempt: u32) -> Duration {
+    let full = BACKOFF
+        .saturating_mul(1 << attempt.min(16).saturating_sub(1))
+        .min(BACKOFF_MAX);
+    let half = full / 2;
+    let spread = u64::try_from(half.as_millis()).unwrap_or(0).max(1);
+    half + Duration::from_millis(entropy.next_u64() % spread)
+}
+
+/// How many may run: halves when the store asks for less, grows by one after as many good copies as run at once.
+struct Gate {
+    limit: u32,
+    good: u32,
+}
+
+impl Gate {
+    fn new(limit: u32) -> Self {
+        Self {
+            limit: limit.max(1),
+            good: 0,
+        }
+    }
+
+    fn room(&mut self, asked: u32) -> usize {
+        self.limit = self.limit.min(asked.max(1));
+        if self.good >= self.limit && self.limit < asked {
+            self.limit += 1;
+            self.good = 0;
+        }
+        self.limit as usize
+    }
+
+    fn ended(&mut self, slowed: bool) {
+        if slowed {
+            self.limit = (self.limit / 2).max(1);
+            self.good = 0;
+        } else {
+            self.good = self.good.saturating_add(1);
+        }
+    }
+}
+
+/// A token bucket of bytes, one second deep. A file larger than the bucket runs when the bucket is full and leaves a
+/// debt, so that the average holds.
+struct Pace {
+    tokens: f64,
+    at: Duration,
+}
+
+impl Pace {
+    fn new(host: &dyn CopyHost) -> Self {
+        Self {
+            tokens: host.throttle().unwrap_or(0) as f64,
+            at: host.clock().mono(),
+        }
+    }
+
+    fn wait_for(&mut self, host: &dyn CopyHost, bytes: u64) -> Duration {
+        let now = host.clock().mono();
+        let passed = now.saturating_sub(self.at);
+        self.at = now;
+        let Some(rate) = host.throttle().map(|r| r.max(1) as f64) else {
+            self.tokens = 0.0;
+            return Duration::ZERO;
+        };
+        self.tokens = (self.tokens + rate * passed.as_secs_f64()).min(rate);
+        let need = (bytes as f64).min(rate);
+        if self.tokens + 0.5 >= need {
+            return Duration::ZERO;
+        }
+        Duration::from_secs_f64((need - self.tokens) / rate).max(Duration::from_millis(1))
+    }
+
+    fn spend(&mut self, bytes: u64) {
+        self.tokens -= bytes as f64;
+    }
+}
+
+/// The files whose source is not among `there`, or has another size there: all of them, in order.
+#[must_use]
+pub fn missing<'a>(
+    files: &'a [CopyFile],
+    there: &BTreeMap<ObjectKey, u64>,
+) -> Vec<(&'a CopyFile, Option<u64>)> {
+    files
+        .iter()
+        .filter_map(|file| match there.get(&file.from) {
+            Some(size) if *size == file.size => None,
+            other => Some((file, other.copied())),
+        })
+        .collect()
+}

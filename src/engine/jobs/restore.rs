@@ -1,0 +1,776 @@
+//! Restore as a step machine: pin → ids → record → copy → check → children → publish → verify → unpin.
+//!
+//! Nothing is visible before `publish`, which writes the collection's own record in one transaction, last (the order of
+//! 2.6.12 and later, `spec/layout.md` §0.6): segments, indexes and checkpoints of a collection without it are read by nobody. Everything
+//! before it is taken back by the ids that the job took, never by name (defects D45, D58).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use prost::Message;
+use serde::{Deserialize, Serialize};
+
+use super::copy::{self, CopyFile, CopyHost, Done, Ran};
+use super::cx::JobCx;
+use super::restore_map::{Blueprint, Given, SEGMENTS_PER_TASK, Source, WalStart, channels, draw, ids_needed};
+use super::restore_names::name_is_free;
+use super::restore_pin::{HeldPin, gone, keep_pin, release_pin, set_pin};
+use super::restore_source::{Reads, prefixes};
+use super::restore_watch::Watchable;
+use super::restore_plan;
+use super::{Job, Lock, Next, PlanCx, restore_undo, verify};
+use crate::engine::clock::{Clock, Entropy};
+use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::format::keys::{Family, Key};
+use crate::engine::format::pb;
+use crate::engine::format::pb::data::{CopySegmentJobState, CopySegmentTaskState};
+use crate::engine::format::vchannel::ChannelName;
+use crate::engine::ids::{CollectionId, DbId, ObjectKey, SnapshotId, Tso, UnixMs};
+use crate::engine::meta::{Cond, Write};
+use crate::engine::model::jobs::JobKind;
+use crate::engine::plan::execute::{Change, IdRange};
+use crate::engine::plan::{Intent, Plan};
+
+/// Rounds of copying again what the check found wanting.
+const ROUNDS: u32 = 3;
+/// Looks at the database's names before publishing is given up.
+const PUBLISHES: u32 = 8;
+
+/// Where the machine stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// Look at everything once more; choose a pin and the channels' starts.
+    #[default]
+    Begin,
+    /// Pin the snapshot.
+    Pin,
+    /// Take ids.
+    Ids,
+    /// Write the records that others watch.
+    Record,
+    /// Copy objects.
+    Copy,
+    /// List what was copied.
+    Check,
+    /// Write all records but the collection's own.
+    Children,
+    /// Write that one.
+    Publish,
+    /// Read everything back.
+    Verify,
+    /// Release the snapshot.
+    Unpin,
+    /// Undo: objects.
+    UndoObjects,
+    /// Undo: keys.
+    UndoKeys,
+    /// Undo: the pin.
+    UndoPin,
+    /// Undo: say so in the watchable records.
+    UndoLabel,
+}
+
+/// What is journaled.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct State {
+    /// Snapshot.
+    pub snapshot: SnapshotId,
+    /// Its collection.
+    pub of: CollectionId,
+    /// Target database.
+    pub db: DbId,
+    /// Its name.
+    pub db_name: String,
+    /// Target collection's name.
+    pub name: String,
+    /// [`Source::fingerprint`] when planned.
+    pub fingerprint: String,
+    /// Digest of all source objects with their sizes when planned.
+    pub objects: String,
+    /// The step to take.
+    pub step: Step,
+    /// The pin.
+    pub pin: Option<HeldPin>,
+    /// Channel starts, then everything else that decides the outcome.
+    pub starts: BTreeMap<String, WalStart>,
+    /// Ids taken.
+    pub ids: Option<Range>,
+    /// Begin.
+    pub started: UnixMs,
+    /// When it was published.
+    pub ended: Option<UnixMs>,
+    /// Files copied.
+    pub done: Done,
+    /// Segments whose files are all there, as recorded.
+    pub copied: u32,
+    /// Rounds of copying.
+    pub round: u32,
+    /// The collection's record is written.
+    pub published: bool,
+}
+
+/// Ids taken, as journaled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    /// First.
+    pub first: i64,
+    /// How many.
+    pub count: u32,
+}
+
+impl From<IdRange> for Range {
+    fn from(range: IdRange) -> Self {
+        Self {
+            first: range.first,
+            count: range.count,
+        }
+    }
+}
+
+impl State {
+    /// The target collection, once ids are taken.
+    #[must_use]
+    pub fn collection(&self) -> Option<CollectionId> {
+        self.ids.map(|r| CollectionId(r.first))
+    }
+
+    fn given(&self) -> Result<Given> {
+        let ids = self.ids.ok_or_else(|| {
+            Error::new(ErrorKind::Internal, "a restore step needs ids that were never taken")
+        })?;
+        Ok(Given {
+            db: self.db,
+            db_name: self.db_name.clone(),
+            name: self.name.clone(),
+            first_id: ids.first,
+            now: self.started,
+            starts: self.starts.clone(),
+        })
+    }
+
+    fn to(mut self, step: Step) -> Self {
+        self.step = step;
+        self
+    }
+}
+
+/// The snapshot and the picture, read again from the store by each process: the journal holds only what decides them.
+pub(super) struct Loaded {
+    pub source: Source,
+    pub blueprint: Blueprint,
+    /// Whether this process has looked at what the target already holds.
+    pub listed: bool,
+}
+
+/// The restore machine.
+#[derive(Default)]
+pub struct Restore {
+    cache: Mutex<BTreeMap<i64, Arc<Loaded>>>,
+}
+
+impl Restore {
+    fn cached(&self, first: i64) -> Option<Arc<Loaded>> {
+        let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.get(&first).cloned()
+    }
+
+    fn keep(&self, first: i64, loaded: Option<Loaded>) -> Option<Arc<Loaded>> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        match loaded {
+            Some(loaded) => {
+                let loaded = Arc::new(loaded);
+                cache.insert(first, loaded.clone());
+                Some(loaded)
+            }
+            None => cache.remove(&first),
+        }
+    }
+
+    /// Reads the snapshot again and draws the picture. All missing objects are named at once.
+    async fn load(&self, cx: &JobCx, state: &State) -> Result<Arc<Loaded>> {
+        let given = state.given()?;
+        if let Some(found) = self.cached(given.first_id) {
+            return Ok(found);
+        }
+        let reads = reads(cx);
+        let source = source(cx, state).await?;
+        let mut blueprint = draw(&source, &given, cx.objects.root(), cx.objects.bucket())?;
+        size_up(&reads, &mut blueprint.files).await?;
+        if digest(&blueprint.files) != state.objects {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("objects of snapshot {} have changed since the plan was made", state.snapshot),
+            )
+            .fix("plan the restore again and compare"));
+        }
+        let loaded = Loaded {
+            source,
+            blueprint,
+            listed: false,
+        };
+        self.keep(given.first_id, Some(loaded))
+            .ok_or_else(|| Error::new(ErrorKind::Internal, "the restore lost its picture"))
+    }
+
+    async fn look(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
+        let reads = reads(cx);
+        let found =
+            restore_plan::survey(&reads, state.snapshot, &state.db_name, &state.name).await?;
+        found.refuse()?;
+        let (Some(source), Some(db)) = (&found.source, found.db) else {
+            return Err(Error::new(
+                ErrorKind::Internal,
+                "the survey passed without a snapshot or a database",
+            ));
+        };
+        state.db = db;
+        state.of = found.of;
+        state.fingerprint.clone_from(&source.fingerprint);
+        state.objects = digest(&found.files);
+        state.started = cx.clock.now();
+        state.starts = starts(&reads, source).await?;
+        state.pin = Some(HeldPin::draw(&*cx.entropy, cx.clock.now()));
+        Ok(Next::Step(state.to(Step::Pin)))
+    }
+
+    async fn ids(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
+        let source = source(cx, &state).await?;
+        let range = cx.take_ids(ids_needed(&source)?).await?;
+        state.ids = Some(range.into());
+        Ok(Next::Step(state.to(Step::Record)))
+    }
+
+    async fn record(&self, cx: &JobCx, state: State) -> Result<Next<State>> {
+        let loaded = self.load(cx, &state).await?;
+        let watch = watchable(cx, &state, &loaded);
+        let mut writes = vec![put(cx, watch.job(CopySegmentJobState::CopySegmentJobExecuting, 0, None, ""))];
+        for at in 0..loaded.blueprint.tasks.len() {
+            let task = watch.task(at, CopySegmentTaskState::CopySegmentTaskPending, None, "");
+            writes.extend(task.map(|t| put(cx, t)));
+        }
+        cx.commit(Change {
+            name: "record".into(),
+            writes,
+            ..Change::default()
+        })
+        .await?;
+        Ok(Next::Step(state.to(Step::Copy)))
+    }
+
+    /// One slice of copying. The first slice of a process looks at what is already there.
+    async fn copy(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
+        state = keep_pin(cx, state).await?;
+        let loaded = self.load(cx, &state).await?;
+        let files = &loaded.blueprint.files;
+        if !loaded.listed {
+            let there = reads(cx)
+                .list_all(prefixes(cx.objects.root(), files.iter().map(|f| &f.to)))
+                .await?;
+            let found = Done::from_listing(files, &there);
+            if found.count() > 0 {
+                cx.note(format!("{} of {} files were there", found.count(), files.len()));
+            }
+            state.done = found;
+            let bytes: u64 = files.iter().map(|f| f.size).sum();
+            let (segments, done_bytes) = standing(&loaded.blueprint, &state.done);
+            cx.progress()
+                .totals(loaded.blueprint.segments.len() as u64, files.len() as u64, bytes);
+            cx.progress()
+                .set_done(segments.into(), state.done.count().into(), done_bytes);
+            self.keep(
+                state.given()?.first_id,
+                Some(Loaded {
+                    source: loaded.source.clone(),
+                    blueprint: loaded.blueprint.clone(),
+                    listed: true,
+                }),
+            );
+        }
+        let ran = copy::run(&Host(cx), files, &mut state.done, copy::SLICE).await?;
+        match ran {
+            Ran::SourceMissing => {
+                // Find them all, then fail for good.
+                let mut again = files.clone();
+                size_up(&reads(cx), &mut again).await?;
+                Err(Error::new(
+                    ErrorKind::Unreachable,
+                    "a source object was missing for a moment and is there again",
+                )
+                .fix("check whether the object store is consistent"))
+            }
+            Ran::More => {
+                state = progress(cx, state, &loaded).await?;
+                Ok(Next::Step(state))
+            }
+            Ran::All => {
+                state = progress(cx, state, &loaded).await?;
+                Ok(Next::Step(state.to(Step::Check)))
+            }
+        }
+    }
+
+    /// Size of every copied object, by listing; what is missing or short is copied again, a few times.
+    async fn check(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
+        let loaded = self.load(cx, &state).await?;
+        let files = &loaded.blueprint.files;
+        let there = reads(cx)
+            .list_all(prefixes(cx.objects.root(), files.iter().map(|f| &f.to)))
+            .await?;
+        let good = Done::from_listing(files, &there);
+        if good.count() as usize == files.len() {
+            return Ok(Next::Step(state.to(Step::Children)));
+        }
+        if state.round >= ROUNDS {
+            let short: Vec<String> = (0..)
+                .zip(files)
+                .filter(|(i, _)| !good.has(*i))
+                .map(|(_, f)| format!("{} ({:?} of {} bytes)", f.to, there.get(&f.to), f.size))
+                .collect();
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("{} copied objects are missing or short: {}", short.len(), short.join(", ")),
+            )
+            .fix("check the object store's health"));
+        }
+        cx.note(format!(
+            "{} files are missing or short after copying: copied again",
+            files.len() - good.count() as usize
+        ));
+        state.round += 1;
+        state.done = good;
+        Ok(Next::Step(state.to(Step::Copy)))
+    }
+
+    async fn children(&self, cx: &JobCx, state: State) -> Result<Next<State>> {
+        let state = keep_pin(cx, state).await?;
+        let loaded = self.load(cx, &state).await?;
+        let writes = loaded
+            .blueprint
+            .children
+            .iter()
+            .map(|record| put(cx, record.clone()))
+            .collect();
+        // The ids are ours alone: whatever stands under them already was put there by someone else.
+        let c = [loaded.blueprint.collection.0];
+        let mut conds = [
+            Family::Partition,
+            Family::Field,
+            Family::Segment,
+            Family::FieldIndex,
+            Family::SegmentIndex,
+        ]
+        .map(|family| Cond::NoneUnder(family.under(&cx.roots, &c)))
+        .to_vec();
+        let absent = loaded.blueprint.children.iter();
+        conds.extend(absent.map(|(key, _)| Cond::Absent(key.to_key(&cx.roots))));
+        cx.commit(Change {
+            name: "children".into(),
+            conds,
+            writes,
+            atomic: false,
+        })
+        .await?;
+        Ok(Next::Step(state.to(Step::Publish)))
+    }
+
+    async fn publish(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
+        let ended = match state.ended {
+            Some(at) => at,
+            None => {
+                // Journaled first, so that the transaction is the same one when it is tried again.
+                state.ended = Some(cx.clock.now());
+                return Ok(Next::Step(state));
+            }
+        };
+        let loaded = self.load(cx, &state).await?;
+        let watch = watchable(cx, &state, &loaded);
+        let segments = i64::try_from(loaded.blueprint.segments.len()).unwrap_or(i64::MAX);
+        let job = watch.job(
+            CopySegmentJobState::CopySegmentJobCompleted,
+            segments,
+            Some(ended),
+            "",
+        );
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let collection = Some(loaded.blueprint.collection);
+            let mut conds = name_is_free(&reads(cx), state.db, &state.name, collection).await?;
+            conds.extend(database_stands(cx, &state).await?);
+            let published = cx
+                .commit(Change {
+                    name: "publish".into(),
+                    conds,
+                    writes: vec![put(cx, job.clone()), put(cx, loaded.blueprint.head.clone())],
+                    atomic: true,
+                })
+                .await;
+            match published {
+                // Some other collection of the database moved: look again. A taken name is an error of its own.
+                Err(e) if e.kind() == ErrorKind::Conflict && tries < PUBLISHES => {}
+                Err(e) => return Err(e),
+                Ok(_) => break,
+            }
+        }
+        state.published = true;
+        Ok(Next::Published(state.to(Step::Verify)))
+    }
+
+    async fn verify(&self, cx: &JobCx, state: State) -> Result<Next<State>> {
+        let state = keep_pin(cx, state).await?;
+        let loaded = self.load(cx, &state).await?;
+        let report = verify::restored(&reads(cx), &loaded.source, &loaded.blueprint).await?;
+        for line in &report.passed {
+            cx.note(format!("verified: {line}"));
+        }
+        if let Some(first) = report.failed.first() {
+            for line in &report.failed {
+                cx.note(format!("NOT verified: {line}"));
+            }
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "collection {} was restored but does not verify in {} points: {first}",
+                    state.name,
+                    report.failed.len()
+                ),
+            )
+            .fix("do not use it: drop the collection and restore again; the snapshot is untouched"));
+        }
+        Ok(Next::Step(state.to(Step::Unpin)))
+    }
+}
+
+#[async_trait]
+impl Job for Restore {
+    const KIND: JobKind = JobKind::Restore;
+    type State = State;
+
+    async fn plan(&self, cx: &PlanCx, intent: &Intent) -> Result<Plan> {
+        let reads = Reads {
+            meta: &*cx.meta,
+            objects: &cx.objects,
+            roots: &cx.roots,
+        };
+        restore_plan::plan(&reads, intent).await
+    }
+
+    fn locks(&self, plan: &Plan) -> Vec<Lock> {
+        match &plan.intent {
+            Intent::Restore {
+                snapshot,
+                database,
+                collection,
+            } => vec![
+                Lock::alone(format!("target:{database}:{collection}")),
+                Lock::shared(format!("snapshot:{snapshot}")),
+            ],
+            _ => Vec::new(),
+        }
+    }
+
+    fn begin(&self, plan: &Plan) -> Result<State> {
+        match &plan.intent {
+            Intent::Restore {
+                snapshot,
+                database,
+                collection,
+            } => Ok(State {
+                snapshot: *snapshot,
+                db_name: database.clone(),
+                name: collection.clone(),
+                ..State::default()
+            }),
+            _ => Err(Error::new(ErrorKind::Internal, "not a restore plan")),
+        }
+    }
+
+    fn collection(&self, state: &State) -> Option<CollectionId> {
+        state.collection()
+    }
+
+    async fn step(&self, cx: &JobCx, state: State) -> Result<Next<State>> {
+        match state.step {
+            Step::Begin => self.look(cx, state).await,
+            Step::Pin => {
+                let pin = state.pin;
+                if let Some(pin) = pin {
+                    set_pin(cx, &state, pin).await?;
+                }
+                Ok(Next::Step(state.to(Step::Ids)))
+            }
+            Step::Ids => self.ids(cx, state).await,
+            Step::Record => self.record(cx, state).await,
+            Step::Copy => self.copy(cx, state).await,
+            Step::Check => self.check(cx, state).await,
+            Step::Children => self.children(cx, state).await,
+            Step::Publish => self.publish(cx, state).await,
+            Step::Verify => self.verify(cx, state).await,
+            Step::Unpin => {
+                release_pin(cx, &state).await?;
+                if let Some(ids) = state.ids {
+                    self.keep(ids.first, None);
+                }
+                Ok(Next::Verified(state))
+            }
+            Step::UndoObjects | Step::UndoKeys | Step::UndoPin | Step::UndoLabel => {
+                Err(Error::new(
+                    ErrorKind::Internal,
+                    "a restore that is being undone was asked to go on",
+                ))
+            }
+        }
+    }
+
+    async fn undo(&self, cx: &JobCx, state: State, why: &Error) -> Result<Next<State>> {
+        if let Some(ids) = state.ids {
+            self.keep(ids.first, None);
+        }
+        restore_undo::step(cx, state, why).await
+    }
+
+    fn describe(&self, state: &State) -> (String, u32, u32) {
+        let (text, at) = match state.step {
+            Step::Begin => ("reading the snapshot", 0),
+            Step::Pin => ("pinning the snapshot", 1),
+            Step::Ids => ("taking ids", 2),
+            Step::Record => ("recording the job", 3),
+            Step::Copy => ("copying objects", 4),
+            Step::Check => ("checking copied objects", 5),
+            Step::Children => ("writing records", 6),
+            Step::Publish => ("publishing the collection", 7),
+            Step::Verify => ("verifying", 8),
+            Step::Unpin => ("releasing the snapshot", 9),
+            Step::UndoObjects => ("undo: removing copied objects", 0),
+            Step::UndoKeys => ("undo: removing records", 0),
+            Step::UndoPin => ("undo: releasing the snapshot", 0),
+            Step::UndoLabel => ("undo: labelling the job", 0),
+        };
+        (text.to_owned(), at, 10)
+    }
+}
+
+pub(super) fn reads(cx: &JobCx) -> Reads<'_> {
+    Reads {
+        meta: &*cx.meta,
+        objects: &cx.objects,
+        roots: &cx.roots,
+    }
+}
+
+pub(super) fn put(cx: &JobCx, (key, value): (Key, Vec<u8>)) -> Write {
+    Write::put(key.to_key(&cx.roots), value)
+}
+
+async fn source(cx: &JobCx, state: &State) -> Result<Source> {
+    let reads = reads(cx);
+    let kv = reads
+        .record(&Key::Snapshot(state.of, state.snapshot))
+        .await?
+        .ok_or_else(|| gone(state))?;
+    let source = reads.source(&kv).await?;
+    if source.fingerprint == state.fingerprint {
+        return Ok(source);
+    }
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!("files of snapshot {} have changed since the plan was made", state.snapshot),
+    )
+    .fix("plan the restore again and compare"))
+}
+
+/// The target database is there and stays there for one transaction. A root from before databases has no record of the default one.
+async fn database_stands(cx: &JobCx, state: &State) -> Result<Option<Cond>> {
+    match reads(cx).record(&Key::Database(state.db)).await? {
+        Some(kv) => Ok(Some(Cond::At(kv.key, kv.mod_rev))),
+        None if state.db == DbId(1) => Ok(None),
+        None => Err(Error::new(
+            ErrorKind::NotFound,
+            format!("database {} ({}) is gone", state.db_name, state.db),
+        )
+        .fix("restore into another database")),
+    }
+}
+
+fn watchable<'a>(cx: &JobCx, state: &State, loaded: &'a Loaded) -> Watchable<'a> {
+    Watchable {
+        job: cx.job,
+        blueprint: &loaded.blueprint,
+        source: &loaded.source,
+        pin: state.pin.map_or(0, |p| p.id),
+        started: state.started,
+    }
+}
+
+/// Fills in sizes from listings of the source; every missing object is named (rule 10 of `spec/oncall.md` §7).
+async fn size_up(reads: &Reads<'_>, files: &mut [CopyFile]) -> Result<()> {
+    let missing = restore_plan::sizes(reads, files).await?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter().map(|key| key.0.as_str()).collect();
+    Err(Error::new(
+        ErrorKind::NotFound,
+        format!(
+            "{} objects of the snapshot are missing: {}",
+            names.len(),
+            names.join(", ")
+        ),
+    )
+    .fix("bring them back from a backup of the bucket, or use another snapshot"))
+}
+
+/// Digest of sources and sizes, so that a resume works on what was planned.
+#[must_use]
+pub fn digest(files: &[CopyFile]) -> String {
+    use sha2::{Digest, Sha256};
+    let mut sorted: Vec<(&ObjectKey, u64)> = files.iter().map(|f| (&f.from, f.size)).collect();
+    sorted.sort_unstable();
+    let mut hash = Sha256::new();
+    for (key, size) in sorted {
+        hash.update((key.0.len() as u64).to_be_bytes());
+        hash.update(key.0.as_bytes());
+        hash.update(size.to_be_bytes());
+    }
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Segments whose files are all done, and bytes done.
+fn standing(blueprint: &Blueprint, done: &Done) -> (u32, u64) {
+    let mut open = vec![false; blueprint.segments.len()];
+    let mut bytes = 0;
+    for (i, file) in (0..).zip(&blueprint.files) {
+        if done.has(i) {
+            bytes += file.size;
+        } else if let Some(flag) = open.get_mut(file.group as usize) {
+            *flag = true;
+        }
+    }
+    (open.iter().filter(|o| !**o).count() as u32, bytes)
+}
+
+/// Keeps the watchable records true: a task is Completed when all files of its segments are there.
+async fn progress(cx: &JobCx, mut state: State, loaded: &Loaded) -> Result<State> {
+    let (segments, bytes) = standing(&loaded.blueprint, &state.done);
+    cx.progress()
+        .set_done(segments.into(), state.done.count().into(), bytes);
+    if segments == state.copied {
+        return Ok(state);
+    }
+    let mut open = vec![false; loaded.blueprint.tasks.len()];
+    for (i, file) in (0..).zip(&loaded.blueprint.files) {
+        let task = file.group as usize / SEGMENTS_PER_TASK;
+        if let Some(flag) = open.get_mut(task).filter(|_| !state.done.has(i)) {
+            *flag = true;
+        }
+    }
+    let now = cx.clock.now();
+    let watch = watchable(cx, &state, loaded);
+    let job = watch.job(
+        CopySegmentJobState::CopySegmentJobExecuting,
+        segments.into(),
+        None,
+        "",
+    );
+    let mut writes = vec![put(cx, job)];
+    for at in (0..open.len()).filter(|at| !open[*at]) {
+        let task = watch.task(at, CopySegmentTaskState::CopySegmentTaskCompleted, Some(now), "");
+        writes.extend(task.map(|t| put(cx, t)));
+    }
+    cx.commit(Change {
+        name: format!("progress-{segments}-{}", now.0),
+        writes,
+        ..Change::default()
+    })
+    .await?;
+    state.copied = segments;
+    Ok(state)
+}
+
+/// Where the new channels begin: the newest position known on the same physical channel, which no message of the new
+/// collection can precede. Without one, the boundary of the snapshot.
+async fn starts(reads: &Reads<'_>, source: &Source) -> Result<BTreeMap<String, WalStart>> {
+    let mut best: BTreeMap<String, (u64, WalStart)> = BTreeMap::new();
+    let mut offer = |name: &str, position: &pb::msg::MsgPosition| {
+        let at = Tso(position.timestamp);
+        if position.msg_id.is_empty() || at.is_dropped() {
+            return;
+        }
+        let ChannelName::Shard { pchannel, .. } = ChannelName::parse(name) else {
+            return;
+        };
+        let newer = best
+            .get(pchannel)
+            .is_none_or(|(have, _)| *have < position.timestamp);
+        if newer {
+            let start = WalStart {
+                id: position.msg_id.clone(),
+                wal: position.wal_name,
+            };
+            best.insert(pchannel.to_owned(), (position.timestamp, start));
+        }
+    };
+    for position in &source.record.channel_seek_positions {
+        offer(&position.channel_name, position);
+    }
+    for kv in reads.family(Family::ChannelCheckpoint).await?.kvs {
+        let Some(Key::ChannelCheckpoint(channel)) = Key::parse(reads.roots, &kv.key.0).known() else {
+            continue;
+        };
+        // A checkpoint that cannot be read is one candidate less.
+        if let Ok(position) = pb::msg::MsgPosition::decode(kv.value.clone()) {
+            offer(&channel.0, &position);
+        }
+    }
+    let mut wanted = BTreeMap::new();
+    for (_, _, pchannel) in channels(source, CollectionId(0))? {
+        if let Some((_, start)) = best.get(&pchannel) {
+            wanted.insert(pchannel, start.clone());
+        }
+    }
+    Ok(wanted)
+}
+
+/// The pool's world: copies go through the executor, under the fence.
+struct Host<'a>(&'a JobCx);
+
+#[async_trait]
+impl CopyHost for Host<'_> {
+    async fn copy(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()> {
+        self.0.copy_object(from, to).await.map(|_| ())
+    }
+
+    async fn size(&self, key: &ObjectKey) -> Result<Option<u64>> {
+        match self.0.objects.head(key).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn parallel(&self) -> u32 {
+        self.0.parallel()
+    }
+
+    fn throttle(&self) -> Option<u64> {
+        self.0.throttle()
+    }
+
+    fn copied(&self, file: &CopyFile) {
+        self.0.progress().file(file.size);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.cancel.is_cancelled()
+    }
+
+    fn clock(&self) -> &dyn Clock {
+        &*self.0.clock
+    }
+
+    fn entropy(&self) -> &dyn Entropy {
+        &*self.0.entropy
+    }
+}

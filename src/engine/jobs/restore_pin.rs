@@ -1,0 +1,170 @@
+//! The pin that keeps a snapshot while it is restored (`spec/snapshot.md` §3.8): in the snapshot's own record, where Milvus looks,
+//! patched so that every other field stays as it is (law 1).
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::cx::JobCx;
+use super::restore::{State, reads};
+use crate::engine::clock::Entropy;
+use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::format::keys::Key;
+use crate::engine::format::pb;
+use crate::engine::format::wire::Patch;
+use crate::engine::ids::UnixMs;
+use crate::engine::meta::{Cond, Write};
+use crate::engine::plan::execute::Change;
+
+/// How long a pin lasts without its job.
+pub const PIN_TTL: Duration = Duration::from_secs(3600);
+/// It is renewed when less than this is left.
+pub const PIN_RENEW: Duration = Duration::from_secs(2400);
+/// Tries against others that change the record at the same time.
+const TRIES: u32 = 8;
+
+/// A pin of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldPin {
+    /// Its id: 63 random bits (`spec/snapshot.md` §3.8).
+    pub id: i64,
+    /// When it ends.
+    pub until: UnixMs,
+}
+
+impl HeldPin {
+    /// A new one.
+    #[must_use]
+    pub fn draw(entropy: &dyn Entropy, now: UnixMs) -> Self {
+        Self {
+            // Positive and never 0, as Milvus draws them.
+            id: i64::try_from(entropy.next_u64() >> 1).unwrap_or(1).max(1),
+            until: in_ms(now, PIN_TTL),
+        }
+    }
+}
+
+fn in_ms(now: UnixMs, after: Duration) -> UnixMs {
+    UnixMs(now.0.saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX)))
+}
+
+pub(super) fn gone(state: &State) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!("snapshot {} of collection {} is gone", state.snapshot, state.of),
+    )
+    .fix("choose another snapshot")
+}
+
+/// Adds the pin to the snapshot's record, or renews it; every other field stays as it is (law 1).
+pub(super) async fn set_pin(cx: &JobCx, state: &State, pin: HeldPin) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match try_set(cx, state, pin).await {
+            // Another pin came or went: look again. A snapshot that is being dropped answers with an error of its own.
+            Err(e) if e.kind() == ErrorKind::Conflict && e.context(MOVED).is_some() && tries < TRIES => {}
+            done => return done,
+        }
+    }
+}
+
+async fn try_set(cx: &JobCx, state: &State, pin: HeldPin) -> Result<()> {
+    let key = Key::Snapshot(state.of, state.snapshot);
+    let kv = reads(cx).record(&key).await?.ok_or_else(|| gone(state))?;
+    let mut patch = Patch::parse(&kv.value)?;
+    let committed = patch.integer(8).unwrap_or(0);
+    if committed != 0 && committed != pb::data::SnapshotState::Committed as u64 {
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            format!("snapshot {} is not committed: it is being created or dropped", state.snapshot),
+        )
+        .fix("choose another snapshot"));
+    }
+    let mut pins = patch
+        .packed(11)
+        .ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("pins of {} cannot be read", kv.key)))?;
+    let id = pin.id as u64;
+    if !pins.contains(&id) {
+        pins.push(id);
+        patch.set_packed(11, &pins);
+    }
+    patch.set_map_integer(12, id, pin.until.0 as u64);
+    cx.commit(Change {
+        name: format!("pin-{}", pin.until.0),
+        conds: vec![Cond::At(kv.key.clone(), kv.mod_rev)],
+        writes: vec![Write::put(kv.key.clone(), patch.finish())],
+        atomic: true,
+    })
+    .await
+    .map_err(moved)?;
+    Ok(())
+}
+
+/// Context of a conflict that is worth another look.
+const MOVED: &str = "moved";
+
+fn moved(e: Error) -> Error {
+    if e.kind() == ErrorKind::Conflict {
+        e.with(MOVED, "snapshot record")
+    } else {
+        e
+    }
+}
+
+/// Renews the pin when it is due. The new end is in the change's name, so that a repeated renewal is a new change.
+pub(super) async fn keep_pin(cx: &JobCx, mut state: State) -> Result<State> {
+    let now = cx.clock.now();
+    let Some(pin) = state.pin else {
+        return Ok(state);
+    };
+    if pin.until.since(now) > PIN_RENEW.as_millis() as u64 {
+        return Ok(state);
+    }
+    let renewed = HeldPin {
+        until: in_ms(now, PIN_TTL),
+        ..pin
+    };
+    set_pin(cx, &state, renewed).await?;
+    state.pin = Some(renewed);
+    Ok(state)
+}
+
+/// Removes the pin. A snapshot that is gone needs none.
+pub(super) async fn release_pin(cx: &JobCx, state: &State) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match try_release(cx, state).await {
+            Err(e) if e.kind() == ErrorKind::Conflict && tries < TRIES => {}
+            done => return done,
+        }
+    }
+}
+
+async fn try_release(cx: &JobCx, state: &State) -> Result<()> {
+    let (Some(pin), Some(kv)) = (
+        state.pin,
+        reads(cx).record(&Key::Snapshot(state.of, state.snapshot)).await?,
+    ) else {
+        return Ok(());
+    };
+    let id = pin.id as u64;
+    let mut patch = Patch::parse(&kv.value)?;
+    let pins = patch.packed(11).unwrap_or_default();
+    if !pins.contains(&id) {
+        return Ok(());
+    }
+    let rest: Vec<u64> = pins.into_iter().filter(|p| *p != id).collect();
+    patch.set_packed(11, &rest);
+    patch.remove_map_integer(12, id);
+    cx.commit(Change {
+        name: format!("unpin-{}", kv.mod_rev),
+        conds: vec![Cond::At(kv.key.clone(), kv.mod_rev)],
+        writes: vec![Write::put(kv.key.clone(), patch.finish())],
+        atomic: true,
+    })
+    .await?;
+    Ok(())
+}
+

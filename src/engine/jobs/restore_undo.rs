@@ -1,0 +1,219 @@
+//! Taking a restore back: objects, then records, then the pin, then the label. All by the ids the job took, which nobody else
+//! has; nothing is looked up by name, and the snapshot's files need not be readable.
+
+use futures::FutureExt;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use prost::Message;
+use sha2::{Digest, Sha256};
+
+use super::Next;
+use super::cx::JobCx;
+use super::restore::{Range, State, Step, reads};
+use super::restore_pin::release_pin;
+use crate::engine::error::{Error, Result};
+use crate::engine::format::keys::{Family, Key};
+use crate::engine::format::paths::ObjPath;
+use crate::engine::format::pb;
+use crate::engine::format::pb::data::{CopySegmentJobState, CopySegmentTaskState};
+use crate::engine::format::vchannel;
+use crate::engine::format::wire::Patch;
+use crate::engine::ids::{CollectionId, JobId, MetaKey, ObjectKey, Tso, UnixMs};
+use crate::engine::meta::Write;
+use crate::engine::plan::execute::Change;
+
+/// Objects deleted at once.
+const DELETES: usize = 16;
+
+/// One step back.
+pub(super) async fn step(cx: &JobCx, mut state: State, why: &Error) -> Result<Next<State>> {
+    match state.step {
+        Step::UndoObjects => {
+            if let Some(ids) = state.ids {
+                let gone = remove_objects(cx, ids).await?;
+                cx.note(format!("undo: {gone} objects removed"));
+            }
+            Ok(Next::Step(at(state, Step::UndoKeys)))
+        }
+        Step::UndoKeys => {
+            if let Some(ids) = state.ids {
+                let gone = remove_keys(cx, ids).await?;
+                cx.note(format!("undo: {gone} records removed"));
+            }
+            Ok(Next::Step(at(state, Step::UndoPin)))
+        }
+        Step::UndoPin => {
+            release_pin(cx, &state).await?;
+            Ok(Next::Step(at(state, Step::UndoLabel)))
+        }
+        Step::UndoLabel => {
+            if !state.published {
+                label(cx, why).await?;
+            }
+            Ok(Next::Undone(state))
+        }
+        _ => {
+            // The publishing transaction may have happened although nobody was told: the record decides, not the journal.
+            if let (false, Some(ids)) = (state.published, state.ids) {
+                let head = Key::Collection(state.db, CollectionId(ids.first));
+                state.published = reads(cx).record(&head).await?.is_some();
+            }
+            if state.published {
+                cx.note(format!(
+                    "collection {} ({}) is published and stays; drop it if it is not wanted",
+                    state.name,
+                    state.ids.map_or(0, |r| r.first)
+                ));
+                return Ok(Next::Step(at(state, Step::UndoPin)));
+            }
+            Ok(Next::Step(at(state, Step::UndoObjects)))
+        }
+    }
+}
+
+fn at(mut state: State, step: Step) -> State {
+    state.step = step;
+    state
+}
+
+/// Whether an object can only be ours: its collection is the one we made, or its build is one of ours.
+fn is_ours(root: &str, key: &ObjectKey, ids: Range) -> bool {
+    let within = |id: i64| id >= ids.first && id < ids.first.saturating_add(i64::from(ids.count));
+    let Some(path) = ObjPath::parse(root, &key.0).known() else {
+        return false;
+    };
+    let owner = path.owner();
+    match (owner.collection, owner.build, owner.segment) {
+        (Some(collection), ..) => collection == CollectionId(ids.first),
+        (None, Some(build), Some(segment)) => within(build.0) && within(segment.0),
+        _ => false,
+    }
+}
+
+/// Lists everything that may be ours and deletes what is.
+async fn remove_objects(cx: &JobCx, ids: Range) -> Result<usize> {
+    let root = cx.objects.root();
+    let below = |rest: String| {
+        ObjectKey(if root.is_empty() {
+            rest
+        } else {
+            format!("{}/{rest}", root.trim_end_matches('/'))
+        })
+    };
+    let collection = ids.first;
+    let mut found: Vec<ObjectKey> = Vec::new();
+    for kind in ["insert_log", "stats_log", "delta_log", "bm25_stats", "index_v1"] {
+        let listed = reads(cx).list(&below(format!("{kind}/{collection}"))).await?;
+        found.extend(listed.into_keys());
+    }
+    // Rooted at the build: ours are the newest ids, so a store that lists in order starts at them.
+    for kind in ["index_files", "text_log", "json_key_index_log"] {
+        let first = below(format!("{kind}/{}", ids.first));
+        let mut listed = cx.objects.list(&below(kind.into()), Some(&first));
+        while let Some(object) = listed.try_next().await? {
+            found.push(object.key);
+        }
+    }
+    found.extend(reads(cx).list(&below("json_stats".into())).await?.into_keys());
+    found.retain(|key| is_ours(root, key, ids));
+    found.sort_unstable();
+    found.dedup();
+    let gone: Vec<bool> = stream::iter(found)
+        .map(|key| async move { cx.delete_object(&key).await }.boxed())
+        .buffer_unordered(DELETES)
+        .try_collect()
+        .await?;
+    Ok(gone.into_iter().filter(|there| *there).count())
+}
+
+/// Lists every record under our collection's id and deletes exactly those keys.
+async fn remove_keys(cx: &JobCx, ids: Range) -> Result<usize> {
+    let collection = CollectionId(ids.first);
+    let reads = reads(cx);
+    let mut keys: Vec<MetaKey> = Vec::new();
+    // Segments before their collection's parts: whoever looks meanwhile finds less, never something half.
+    for family in [
+        Family::SegmentIndex,
+        Family::Binlog,
+        Family::Statslog,
+        Family::Deltalog,
+        Family::Bm25log,
+        Family::Segment,
+        Family::FieldIndex,
+        Family::Function,
+        Family::StructField,
+        Family::Field,
+        Family::Partition,
+    ] {
+        let page = reads.under(family, &[collection.0]).await?;
+        keys.extend(page.kvs.into_iter().map(|kv| kv.key));
+    }
+    for family in [Family::ChannelCheckpoint, Family::ChannelRemoval] {
+        for kv in reads.family(family).await?.kvs {
+            let channel = match Key::parse(&cx.roots, &kv.key.0).known() {
+                Some(Key::ChannelCheckpoint(v) | Key::ChannelRemoval(v)) => v,
+                _ => continue,
+            };
+            if vchannel::collection(&channel) == Some(collection) {
+                keys.push(kv.key);
+            }
+        }
+    }
+    if keys.is_empty() {
+        return Ok(0);
+    }
+    // What is left differs after a crash in the middle, so the change is named after it.
+    let mut hash = Sha256::new();
+    for key in &keys {
+        hash.update(&key.0);
+        hash.update([0]);
+    }
+    let name: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
+    let count = keys.len();
+    cx.commit(Change {
+        name: format!("undo-keys-{name}"),
+        writes: keys.into_iter().map(Write::Delete).collect(),
+        ..Change::default()
+    })
+    .await?;
+    Ok(count)
+}
+
+/// Marks the watchable records Failed, with the reason, so that nobody waits for them.
+async fn label(cx: &JobCx, why: &Error) -> Result<()> {
+    let reads = reads(cx);
+    let job = Key::CopySegmentJob(JobId(cx.job.0));
+    let Some(kv) = reads.record(&job).await? else {
+        return Ok(());
+    };
+    let now = cx.clock.now();
+    let reason = why.to_string();
+    let failed = |patch: &mut Patch<'_>, state: (u32, u64), reason_tag: u32| {
+        patch.set_integer(state.0, state.1);
+        patch.set_bytes(reason_tag, reason.as_bytes());
+        // complete_ts, Unix ns, tag 11 of both.
+        patch.set_integer(11, u64::try_from(now.to_ns().0).unwrap_or(0));
+    };
+    let mut patch = Patch::parse(&kv.value)?;
+    let state = (5, CopySegmentJobState::CopySegmentJobFailed as u64);
+    failed(&mut patch, state, 6);
+    // Retention is a TSO three hours on (`spec/snapshot.md` §5.4).
+    patch.set_integer(9, Tso::from_ms(UnixMs(now.0 + 10_800_000)).0);
+    let mut writes = vec![Write::put(kv.key.clone(), patch.finish())];
+    for task in reads.family(Family::CopySegmentTask).await?.kvs {
+        let ours = pb::data::CopySegmentTask::decode(task.value.clone())
+            .is_ok_and(|t| t.job_id == cx.job.0);
+        if ours {
+            let state = (7, CopySegmentTaskState::CopySegmentTaskFailed as u64);
+            let mut patch = Patch::parse(&task.value)?;
+            failed(&mut patch, state, 8);
+            writes.push(Write::put(task.key.clone(), patch.finish()));
+        }
+    }
+    cx.commit(Change {
+        name: format!("label-{}", kv.mod_rev),
+        writes,
+        ..Change::default()
+    })
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,768 @@
+//! Who keeps this byte, and until when. Pure: the screen's "why", the GC simulator and the executor ask the same
+//! functions (law 6). An empty answer is the only permission to delete; whatever could not be read holds (law 5).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::data;
+use crate::engine::ids::{
+    BuildId, CollectionId, IndexId, ObjectKey, SegmentId, SnapshotId, Tso, UnixMs, UnixNs, VChannel,
+};
+
+/// Why something must stay.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// It is in use: a segment that is not dropped, an index row that is not deleted, a committed snapshot.
+    Live,
+    /// Dropped too recently (`dataCoord.gc.dropTolerance`).
+    Tolerance,
+    /// Dropped, but the record says not when: 0 is not a time (law 10).
+    NoDropTime,
+    /// Its channel's checkpoint has not passed its last position.
+    Checkpoint,
+    /// A compaction child is not indexed yet: queries may still read the parent.
+    UnindexedChild,
+    /// A query node may have it loaded.
+    Loaded,
+    /// A snapshot refers to it.
+    Snapshot,
+    /// A snapshot's files cannot be read, so it may refer to it.
+    SnapshotUnreadable,
+    /// A snapshot of the collection is being created.
+    SnapshotPending,
+    /// A pin that has not expired.
+    Pin,
+    /// A running job or task reads or fills it.
+    Job,
+    /// The object is too young to be called an orphan (`dataCoord.gc.missingTolerance`).
+    Young,
+    /// RootCoord still knows the collection.
+    CollectionExists,
+    /// Segment records of the collection are left.
+    SegmentsLeft,
+    /// A record of the same collection cannot be read.
+    UnreadableRecord,
+    /// Nobody here knows what it is.
+    Unknown,
+}
+
+impl Reason {
+    /// As in the JSON output.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Tolerance => "tolerance",
+            Self::NoDropTime => "no-drop-time",
+            Self::Checkpoint => "checkpoint",
+            Self::UnindexedChild => "unindexed-child",
+            Self::Loaded => "loaded",
+            Self::Snapshot => "snapshot",
+            Self::SnapshotUnreadable => "snapshot-unreadable",
+            Self::SnapshotPending => "snapshot-pending",
+            Self::Pin => "pin",
+            Self::Job => "job",
+            Self::Young => "young",
+            Self::CollectionExists => "collection-exists",
+            Self::SegmentsLeft => "segments-left",
+            Self::UnreadableRecord => "unreadable-record",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// One reason to keep something.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Why.
+    pub reason: Reason,
+    /// Who or what, in words: `snapshot nightly (4611…)`.
+    pub by: String,
+    /// When it ends by itself, if it does.
+    pub until: Option<UnixMs>,
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason.code(), self.by)?;
+        match self.until {
+            Some(until) => write!(f, " until {}", until.utc()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn hold(reason: Reason, by: impl Into<String>) -> Hold {
+    Hold {
+        reason,
+        by: by.into(),
+        until: None,
+    }
+}
+
+/// Everything that a snapshot refers to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct References {
+    /// Segments.
+    pub segments: BTreeSet<SegmentId>,
+    /// Index, text and JSON builds.
+    pub builds: BTreeSet<BuildId>,
+    /// Files, one by one: deltas of descendants belong to other segments (`spec/snapshot.md` §4.3).
+    pub files: BTreeSet<ObjectKey>,
+    /// Folders of manifest segments, without trailing slash: everything below.
+    pub folders: BTreeSet<ObjectKey>,
+}
+
+/// Whether a snapshot's references are known. Fails closed: anything but `Loaded` holds its whole collection and all
+/// owners that nobody knows (`spec/snapshot.md` §3.6, defects D3 and D12).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Reference {
+    /// Not read yet.
+    #[default]
+    NotLoaded,
+    /// Read, strictly and whole.
+    Loaded(Arc<References>),
+    /// Cannot be read, because of this.
+    Failed(String),
+}
+
+/// Milvus's SnapshotState numbers; 0 is a committed record from before states.
+pub mod snapshot_state {
+    /// Being created.
+    pub const PENDING: i32 = 1;
+    /// Valid.
+    pub const COMMITTED: i32 = 2;
+    /// Being dropped.
+    pub const DELETING: i32 = 3;
+}
+
+/// A snapshot record with what it refers to.
+#[derive(Clone, Debug)]
+pub struct SnapshotFacts {
+    /// Id.
+    pub id: SnapshotId,
+    /// Collection.
+    pub collection: CollectionId,
+    /// Name.
+    pub name: Arc<str>,
+    /// SnapshotState.
+    pub state: i32,
+    /// When PENDING began.
+    pub pending_since: Option<UnixMs>,
+    /// Pins.
+    pub pins: Vec<data::Pin>,
+    /// What it refers to.
+    pub reference: Reference,
+}
+
+impl SnapshotFacts {
+    /// From the read model; `reference` is loaded apart.
+    #[must_use]
+    pub fn of(snapshot: &data::Snapshot, reference: Reference) -> Self {
+        Self {
+            id: snapshot.id,
+            collection: snapshot.collection,
+            name: snapshot.name.clone(),
+            state: snapshot.state.number,
+            pending_since: snapshot.pending_since,
+            pins: snapshot.pins.clone(),
+            reference,
+        }
+    }
+
+    fn label(&self) -> String {
+        format!("snapshot {} ({})", self.name, self.id)
+    }
+}
+
+/// A segment record, as far as verdicts look.
+#[derive(Clone, Debug)]
+pub struct SegmentFacts {
+    /// Id.
+    pub id: SegmentId,
+    /// Collection.
+    pub collection: CollectionId,
+    /// Channel.
+    pub channel: VChannel,
+    /// SegmentState's name or number, for the eye.
+    pub state: String,
+    /// The state is Dropped.
+    pub dropped: bool,
+    /// When.
+    pub dropped_at: Option<UnixNs>,
+    /// Last consumed position.
+    pub dml: Tso,
+    /// Set on parents of a compaction.
+    pub compacted: bool,
+    /// Parents.
+    pub from: Vec<SegmentId>,
+    /// Level zero: never indexed.
+    pub l0: bool,
+    /// Rows.
+    pub rows: i64,
+}
+
+/// SegmentState Dropped.
+pub const DROPPED: i32 = 6;
+/// SegmentLevel L0.
+pub const L0: i32 = 1;
+
+impl From<&data::Segment> for SegmentFacts {
+    fn from(segment: &data::Segment) -> Self {
+        Self {
+            id: segment.id,
+            collection: segment.collection,
+            channel: VChannel(segment.channel.to_string()),
+            state: if segment.state.name.is_empty() {
+                segment.state.number.to_string()
+            } else {
+                segment.state.name.to_owned()
+            },
+            dropped: segment.state.number == DROPPED,
+            dropped_at: segment.dropped_at,
+            dml: segment.dml,
+            compacted: segment.compacted,
+            from: segment.compaction_from.clone(),
+            l0: segment.level.number == L0,
+            rows: segment.rows,
+        }
+    }
+}
+
+/// A segment index row.
+#[derive(Clone, Debug)]
+pub struct BuildFacts {
+    /// Build.
+    pub build: BuildId,
+    /// Definition.
+    pub index: IndexId,
+    /// Collection.
+    pub collection: CollectionId,
+    /// Segment.
+    pub segment: SegmentId,
+    /// IndexState Finished.
+    pub finished: bool,
+    /// Marked deleted.
+    pub deleted: bool,
+}
+
+impl From<&data::SegmentIndex> for BuildFacts {
+    fn from(row: &data::SegmentIndex) -> Self {
+        Self {
+            build: row.build,
+            index: row.index,
+            collection: row.collection,
+            segment: row.segment,
+            finished: row.state.number == 3,
+            deleted: row.deleted,
+        }
+    }
+}
+
+/// A channel's checkpoint and removal mark.
+#[derive(Clone, Debug, Default)]
+pub struct ChannelFacts {
+    /// Checkpoint; `None` without a key.
+    pub checkpoint: Option<Tso>,
+    /// Removal mark; `None` without a key.
+    pub mark: Option<String>,
+}
+
+/// A running job or task, ours or a coordinator's.
+#[derive(Clone, Debug, Default)]
+pub struct Work {
+    /// In words: `restore job 17`.
+    pub by: String,
+    /// The collection it fills or works on as a whole.
+    pub collection: Option<CollectionId>,
+    /// Segments it reads or writes.
+    pub segments: BTreeSet<SegmentId>,
+    /// Builds it reads or writes.
+    pub builds: BTreeSet<BuildId>,
+    /// Snapshot it creates or reads.
+    pub snapshot: Option<SnapshotId>,
+}
+
+/// Tolerances, with Milvus's defaults (`spec/layout.md` §3.15, `spec/snapshot.md` §7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tolerances {
+    /// `dataCoord.gc.dropTolerance`, ms.
+    pub drop_ms: i64,
+    /// `dataCoord.gc.missingTolerance`, ms.
+    pub missing_ms: i64,
+    /// `dataCoord.snapshot.pendingTimeout`, ms.
+    pub pending_ms: i64,
+}
+
+impl Default for Tolerances {
+    fn default() -> Self {
+        Self {
+            drop_ms: 10_800_000,
+            missing_ms: 86_400_000,
+            pending_ms: 3_600_000,
+        }
+    }
+}
+
+/// Everything that verdicts rest on, at one cut-off time.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// The cut-off: fixed before anything is listed (law 5).
+    pub now: UnixMs,
+    /// Tolerances.
+    pub tolerances: Tolerances,
+    /// Segment records.
+    pub segments: BTreeMap<SegmentId, SegmentFacts>,
+    /// Segment index rows.
+    pub builds: BTreeMap<BuildId, BuildFacts>,
+    /// Index definitions that are not deleted.
+    pub indexes: BTreeMap<CollectionId, BTreeSet<IndexId>>,
+    /// Snapshot records.
+    pub snapshots: Vec<SnapshotFacts>,
+    /// Channels.
+    pub channels: BTreeMap<VChannel, ChannelFacts>,
+    /// Collections that RootCoord knows, in any state, and those whose record cannot be read.
+    pub collections: BTreeSet<CollectionId>,
+    /// Collections that a live query node may serve.
+    pub served: BTreeSet<CollectionId>,
+    /// Segments that a stored query target names.
+    pub targeted: BTreeSet<SegmentId>,
+    /// Running work.
+    pub work: Vec<Work>,
+    /// Collections with a record that cannot be read.
+    pub unreadable: BTreeMap<CollectionId, String>,
+    /// Set when something that may concern any collection cannot be read.
+    pub unreadable_any: Option<String>,
+    lineage: BTreeMap<SegmentId, Vec<SegmentId>>,
+    rows_of: BTreeMap<SegmentId, Vec<BuildId>>,
+}
+
+pub use crate::engine::format::paths::Owner;
+
+impl World {
+    /// Computes what the questions look up; call it once after filling the tables.
+    #[must_use]
+    pub fn indexed(mut self) -> Self {
+        self.lineage.clear();
+        for segment in self.segments.values() {
+            for parent in &segment.from {
+                self.lineage.entry(*parent).or_default().push(segment.id);
+            }
+        }
+        self.rows_of.clear();
+        for row in self.builds.values() {
+            self.rows_of.entry(row.segment).or_default().push(row.build);
+        }
+        self
+    }
+
+    /// Builds of a segment.
+    #[must_use]
+    pub fn builds_of(&self, segment: SegmentId) -> &[BuildId] {
+        self.rows_of.get(&segment).map_or(&[], Vec::as_slice)
+    }
+
+    /// What keeps a segment and all its files.
+    #[must_use]
+    pub fn holds_segment(&self, id: SegmentId) -> Vec<Hold> {
+        let Some(segment) = self.segments.get(&id) else {
+            return self.holds_by_reference(None, Some(id), None);
+        };
+        if !segment.dropped {
+            return vec![hold(Reason::Live, format!("segment is {}", segment.state))];
+        }
+        let mut out = self.holds_by_reference(Some(segment.collection), Some(id), None);
+        for build in self.builds_of(id) {
+            for found in self.held_by_snapshots(Some(segment.collection), None, Some(*build)) {
+                if !out.contains(&found) {
+                    out.push(found);
+                }
+            }
+        }
+        self.after_drop(segment, &mut out);
+        self.loaded(segment, &mut out);
+        self.children(segment, &mut out);
+        self.checkpoint(segment, &mut out);
+        out
+    }
+
+    fn after_drop(&self, segment: &SegmentFacts, out: &mut Vec<Hold>) {
+        match segment.dropped_at.filter(|at| at.0 > 0) {
+            None => out.push(hold(
+                Reason::NoDropTime,
+                "the record does not say when it was dropped",
+            )),
+            Some(at) => {
+                let until = UnixMs(at.to_ms().0.saturating_add(self.tolerances.drop_ms));
+                if until >= self.now {
+                    out.push(Hold {
+                        reason: Reason::Tolerance,
+                        by: format!("dropped {}", at.to_ms().utc()),
+                        until: Some(until),
+                    });
+                }
+            }
+        }
+    }
+
+    fn loaded(&self, segment: &SegmentFacts, out: &mut Vec<Hold>) {
+        if self.targeted.contains(&segment.id) {
+            out.push(hold(Reason::Loaded, "a stored query target names it"));
+        } else if self.served.contains(&segment.collection) {
+            out.push(hold(
+                Reason::Loaded,
+                "the collection is loaded and a query node is alive",
+            ));
+        }
+    }
+
+    /// A parent stays until every child that still exists is indexed; a dropped child passes the question to its own.
+    fn children(&self, segment: &SegmentFacts, out: &mut Vec<Hold>) {
+        let mut seen = BTreeSet::from([segment.id]);
+        let mut open = vec![segment.id];
+        while let Some(parent) = open.pop() {
+            for child in self.lineage.get(&parent).into_iter().flatten() {
+                if !seen.insert(*child) {
+                    continue;
+                }
+                let Some(child) = self.segments.get(child) else {
+                    continue;
+                };
+                if self.is_indexed(child) {
+                    continue;
+                }
+                if child.dropped {
+                    open.push(child.id);
+                } else {
+                    out.push(hold(
+                        Reason::UnindexedChild,
+                        format!("compaction child {} is not indexed", child.id),
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Every definition of the collection has a finished row. L0 and empty segments need none.
+    fn is_indexed(&self, segment: &SegmentFacts) -> bool {
+        if segment.l0 || segment.rows == 0 {
+            return true;
+        }
+        let Some(wanted) = self.indexes.get(&segment.collection) else {
+            return true;
+        };
+        let have: BTreeSet<IndexId> = self
+            .builds_of(segment.id)
+            .iter()
+            .filter_map(|b| self.builds.get(b))
+            .filter(|row| row.finished && !row.deleted)
+            .map(|row| row.index)
+            .collect();
+        wanted.is_subset(&have)
+    }
+
+    /// With the mark `non-removed` the checkpoint must have passed the segment. The sentinel of a dropped channel has;
+    /// 0 and a missing key have not (law 10). Without a mark the channel is gone.
+    fn checkpoint(&self, segment: &SegmentFacts, out: &mut Vec<Hold>) {
+        let facts = self.channels.get(&segment.channel);
+        let mark = facts.and_then(|c| c.mark.as_deref());
+        match mark {
+            None | Some("removed") => {}
+            Some("non-removed") => {
+                let at = facts.and_then(|c| c.checkpoint).unwrap_or(Tso::UNSET);
+                let passed = at.is_dropped() || (at != Tso::UNSET && at >= segment.dml);
+                if !passed {
+                    out.push(hold(
+                        Reason::Checkpoint,
+                        format!("checkpoint of {} is behind its last position", segment.channel),
+                    ));
+                }
+            }
+            Some(other) => out.push(hold(
+                Reason::Unknown,
+                format!("removal mark of {} reads {other:?}", segment.channel),
+            )),
+        }
+    }
+
+    /// What keeps an index build and its files.
+    #[must_use]
+    pub fn holds_build(&self, id: BuildId) -> Vec<Hold> {
+        let Some(row) = self.builds.get(&id) else {
+            return self.holds_by_reference(None, None, Some(id));
+        };
+        let defined = self
+            .indexes
+            .get(&row.collection)
+            .is_some_and(|set| set.contains(&row.index));
+        match self.segments.get(&row.segment) {
+            Some(segment) if !row.deleted && defined => {
+                if !segment.dropped {
+                    return vec![hold(
+                        Reason::Live,
+                        format!("index of segment {}", segment.id),
+                    )];
+                }
+                let mut out = self.holds_segment(segment.id);
+                for found in self.held_by_snapshots(Some(row.collection), None, Some(id)) {
+                    if !out.contains(&found) {
+                        out.push(found);
+                    }
+                }
+                out
+            }
+            _ => {
+                let segment = self.segments.get(&row.segment).map(|s| s.id);
+                self.holds_by_reference(Some(row.collection), segment, Some(id))
+            }
+        }
+    }
+
+    /// What keeps a snapshot's record and its own files.
+    #[must_use]
+    pub fn holds_snapshot(&self, id: SnapshotId) -> Vec<Hold> {
+        let Some(snapshot) = self.snapshots.iter().find(|s| s.id == id) else {
+            return self
+                .work
+                .iter()
+                .filter(|w| w.snapshot == Some(id))
+                .map(|w| hold(Reason::Job, w.by.clone()))
+                .chain(self.unreadable_any.iter().map(|why| hold(Reason::UnreadableRecord, why)))
+                .collect();
+        };
+        let mut out = Vec::new();
+        match snapshot.state {
+            0 | snapshot_state::COMMITTED => out.push(hold(Reason::Live, snapshot.label())),
+            snapshot_state::PENDING => match snapshot.pending_since {
+                None => out.push(hold(
+                    Reason::Unknown,
+                    "the record does not say since when it is pending",
+                )),
+                Some(since) => {
+                    let until = UnixMs(since.0.saturating_add(self.tolerances.pending_ms));
+                    if until > self.now {
+                        out.push(Hold {
+                            reason: Reason::SnapshotPending,
+                            by: format!("{} is being created", snapshot.label()),
+                            until: Some(until),
+                        });
+                    }
+                }
+            },
+            snapshot_state::DELETING => {}
+            other => out.push(hold(Reason::Unknown, format!("snapshot state {other}"))),
+        }
+        out.extend(snapshot.pins.iter().filter_map(|pin| {
+            let ended = pin.expires.is_some_and(|at| at.0 > 0 && at < self.now);
+            (!ended).then(|| Hold {
+                reason: Reason::Pin,
+                by: format!("pin {}", pin.id),
+                until: pin.expires.filter(|at| at.0 > 0),
+            })
+        }));
+        out.extend(
+            self.work
+                .iter()
+                .filter(|w| w.snapshot == Some(id))
+                .map(|w| hold(Reason::Job, w.by.clone())),
+        );
+        out
+    }
+
+    /// What keeps a channel's checkpoint key (`spec/lifecycle.md` I3.3).
+    #[must_use]
+    pub fn holds_checkpoint(&self, channel: &VChannel, collection: Option<CollectionId>) -> Vec<Hold> {
+        let Some(collection) = collection else {
+            return vec![hold(
+                Reason::Unknown,
+                format!("{channel} does not name a collection"),
+            )];
+        };
+        let mut out = Vec::new();
+        if self.collections.contains(&collection) {
+            out.push(hold(
+                Reason::CollectionExists,
+                format!("collection {collection}"),
+            ));
+        }
+        let left = self
+            .segments
+            .values()
+            .filter(|s| s.collection == collection)
+            .count();
+        if left > 0 {
+            out.push(hold(
+                Reason::SegmentsLeft,
+                format!("{left} segment records"),
+            ));
+        }
+        self.unreadable_records(Some(collection), &mut out);
+        out.extend(
+            self.work
+                .iter()
+                .filter(|w| w.collection == Some(collection))
+                .map(|w| hold(Reason::Job, w.by.clone())),
+        );
+        out
+    }
+
+    /// What keeps an object. `modified` is the listing's time.
+    #[must_use]
+    pub fn holds_object(&self, owner: &Owner, key: &ObjectKey, modified: UnixMs) -> Vec<Hold> {
+        if let Some(snapshot) = owner.snapshot {
+            let known = self.snapshots.iter().any(|s| s.id == snapshot);
+            let mut out = self.holds_snapshot(snapshot);
+            if !known {
+                self.young(modified, &mut out);
+            }
+            return out;
+        }
+        let mut out = self.held_file(key);
+        match (owner.segment, owner.build) {
+            (Some(segment), _) if self.segments.contains_key(&segment) => {
+                out.extend(self.holds_segment(segment));
+            }
+            (_, Some(build)) if self.builds.contains_key(&build) => {
+                out.extend(self.holds_build(build));
+            }
+            (None, None) if owner.collection.is_none() => {
+                out.push(hold(Reason::Unknown, "no owner can be read from its path"));
+            }
+            (segment, build) => {
+                out.extend(self.holds_by_reference(owner.collection, segment, build));
+                if segment.is_none() && build.is_none() {
+                    // Shared by a partition or a collection (LOBs, statistics): nobody asked its users.
+                    out.push(hold(Reason::Unknown, "shared by several segments"));
+                }
+                self.young(modified, &mut out);
+            }
+        }
+        out
+    }
+
+    fn young(&self, modified: UnixMs, out: &mut Vec<Hold>) {
+        let until = UnixMs(modified.0.saturating_add(self.tolerances.missing_ms));
+        if until >= self.now {
+            out.push(Hold {
+                reason: Reason::Young,
+                by: format!("written {}", modified.utc()),
+                until: Some(until),
+            });
+        }
+    }
+
+    /// Snapshots that name this very file, whoever its path says it belongs to.
+    #[must_use]
+    pub fn held_file(&self, key: &ObjectKey) -> Vec<Hold> {
+        let below = |folder: &ObjectKey| {
+            key.0
+                .strip_prefix(folder.0.as_str())
+                .is_some_and(|rest| rest.starts_with('/'))
+        };
+        self.snapshots
+            .iter()
+            .filter(|s| match &s.reference {
+                Reference::Loaded(refs) => {
+                    refs.files.contains(key) || refs.folders.iter().any(below)
+                }
+                _ => false,
+            })
+            .map(|s| hold(Reason::Snapshot, s.label()))
+            .collect()
+    }
+
+    /// Snapshots, unreadable records and running work, for an owner that may be unknown.
+    fn holds_by_reference(
+        &self,
+        collection: Option<CollectionId>,
+        segment: Option<SegmentId>,
+        build: Option<BuildId>,
+    ) -> Vec<Hold> {
+        let mut out = self.held_by_snapshots(collection, segment, build);
+        self.unreadable_records(collection, &mut out);
+        out.extend(
+            self.work
+                .iter()
+                .filter(|w| {
+                    (collection.is_some() && w.collection == collection)
+                        || segment.is_some_and(|s| w.segments.contains(&s))
+                        || build.is_some_and(|b| w.builds.contains(&b))
+                })
+                .map(|w| hold(Reason::Job, w.by.clone())),
+        );
+        out
+    }
+
+    fn unreadable_records(&self, collection: Option<CollectionId>, out: &mut Vec<Hold>) {
+        match collection {
+            Some(c) => out.extend(
+                self.unreadable
+                    .get(&c)
+                    .map(|why| hold(Reason::UnreadableRecord, why)),
+            ),
+            None => out.extend(
+                self.unreadable
+                    .values()
+                    .next()
+                    .map(|why| hold(Reason::UnreadableRecord, why)),
+            ),
+        }
+        out.extend(
+            self.unreadable_any
+                .iter()
+                .map(|why| hold(Reason::UnreadableRecord, why)),
+        );
+    }
+
+    fn held_by_snapshots(
+        &self,
+        collection: Option<CollectionId>,
+        segment: Option<SegmentId>,
+        build: Option<BuildId>,
+    ) -> Vec<Hold> {
+        let concerns = |s: &SnapshotFacts| collection.is_none_or(|c| c == s.collection);
+        let mut out = Vec::new();
+        for snapshot in &self.snapshots {
+            match (snapshot.state, &snapshot.reference) {
+                // Its record goes next; what it referred to is free.
+                (snapshot_state::DELETING, _) => {}
+                (snapshot_state::PENDING, _) => {
+                    let still = self.holds_snapshot(snapshot.id);
+                    if concerns(snapshot) && !still.is_empty() {
+                        out.push(Hold {
+                            reason: Reason::SnapshotPending,
+                            by: format!("{} is being created", snapshot.label()),
+                            until: still.iter().find_map(|h| h.until),
+                        });
+                    }
+                }
+                (_, Reference::Loaded(refs)) => {
+                    if segment.is_some_and(|s| refs.segments.contains(&s))
+                        || build.is_some_and(|b| refs.builds.contains(&b))
+                    {
+                        out.push(hold(Reason::Snapshot, snapshot.label()));
+                    }
+                }
+                (_, unread) => {
+                    if concerns(snapshot) {
+                        let why = match unread {
+                            Reference::Failed(why) => why.as_str(),
+                            _ => "not read yet",
+                        };
+                        out.push(hold(
+                            Reason::SnapshotUnreadable,
+                            format!("{}: {why}", snapshot.label()),
+                        ));
+                    }
+                }
+            }
+        }
+        out
+    }
+}
