@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use prost::Message;
 use serde_json::{Value, json};
@@ -100,10 +101,13 @@ async fn files(objects: &ObjectRead, record: &pb::data::SnapshotInfo) -> Result<
     let version = metadata.format_version;
     let manifests: Vec<(String, pb::data::SegmentDescription)> =
         stream::iter(metadata.manifest_list.clone())
-            .map(|key| async move {
-                let bytes = objects.get(&ObjectKey(key.clone())).await?;
-                let segment = manifest::read(&key, &bytes, version)?;
-                Ok::<_, Error>((key, segment))
+            .map(|key| {
+                let read = async move {
+                    let bytes = objects.get(&ObjectKey(key.clone())).await?;
+                    let segment = manifest::read(&key, &bytes, version)?;
+                    Ok::<_, Error>((key, segment))
+                };
+                read.boxed()
             })
             .buffered(AT_ONCE)
             .try_collect()
@@ -133,12 +137,12 @@ async fn files(objects: &ObjectRead, record: &pb::data::SnapshotInfo) -> Result<
         }
     }
     let found: Vec<BTreeMap<ObjectKey, u64>> = stream::iter(folders)
-        .map(|folder| async move {
+        .map(|folder| {
             objects
                 .list(&folder, None)
                 .map_ok(|meta| (meta.key, meta.size))
                 .try_collect::<BTreeMap<_, _>>()
-                .await
+                .boxed()
         })
         .buffer_unordered(AT_ONCE)
         .try_collect()

@@ -370,14 +370,14 @@ impl Inner {
     /// Refuses when a key that the plan rests on has moved.
     async fn rests(&self, plan: &Plan) -> Result<()> {
         let meta = self.executor.reader();
-        let reads = plan.rests_on.iter().map(|(key, rev)| {
+        let reads = plan.rests_on.clone().into_iter().map(|(key, rev)| {
             let meta = meta.clone();
             async move {
                 let now = meta
                     .get(&MetaKey::from(key.as_str()))
                     .await?
                     .map_or(MetaRev(0), |kv| kv.mod_rev);
-                if now == *rev {
+                if now == rev {
                     return Ok(());
                 }
                 Err(Error::new(
