@@ -5,17 +5,21 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use falconer::engine::clock::SeededEntropy;
 use falconer::engine::error::{Error, ErrorKind, Result};
 use falconer::engine::format::keys::{Family, Key, LogKind};
 use falconer::engine::format::pb;
-use falconer::engine::ids::{CollectionId, DbId, JobId, SnapshotId};
+use falconer::engine::ids::{CollectionId, DbId, JobId, MetaRev, SnapshotId};
 use falconer::engine::jobs::registry::Registry;
 use falconer::engine::jobs::restore::Restore;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
-use falconer::engine::meta::MetaWrite;
+use falconer::engine::meta::{
+    Limits, MetaRead, MetaStatus, MetaWrite, Outcome, Page, RangeOpts, Span, Txn, WatchStream,
+};
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::plan::execute::{Executor, Parts};
 use falconer::engine::plan::{Intent, Plan};
@@ -441,7 +445,6 @@ async fn a_cancelled_restore_leaves_nothing_behind() {
 
 #[tokio::test(start_paused = true)]
 async fn a_restore_that_fails_is_taken_back_through_every_fault() {
-    // A name that is taken between plan and publish, the latest moment a restore can fail at.
     let victim: std::sync::Mutex<Option<Arc<dyn MetaWrite>>> = std::sync::Mutex::default();
     let make_world = async || {
         let (world, _) = small_world().await;
@@ -450,8 +453,12 @@ async fn a_restore_that_fails_is_taken_back_through_every_fault() {
     };
     let before = picture(&make_world().await).await;
     let drive = async |stores: &Stores| {
-        let meta = victim.lock().unwrap().clone().unwrap();
-        let info = operate_with_thief(stores, &*meta).await?;
+        let mut stores = stores.clone();
+        stores.meta = Arc::new(Thief {
+            inner: stores.meta.clone(),
+            unharmed: victim.lock().unwrap().clone().unwrap(),
+        });
+        let info = operate(&stores, 1, intent(SnapshotId(470_660_334_431_990_001), "stolen")).await?;
         if info.state == JobState::Failed {
             Ok(())
         } else {
@@ -473,53 +480,65 @@ async fn a_restore_that_fails_is_taken_back_through_every_fault() {
 
 const THIEF: &str = "by-dev/meta/root-coord/database/aliases/1/stolen";
 
-/// An alias of the target's name appears as soon as the restore has its plan.
-async fn operate_with_thief(stores: &Stores, unharmed: &dyn MetaWrite) -> Result<Arc<JobInfo>> {
-    let runner = runner(stores, 1);
-    let job = loop {
-        let begun = match jobs(stores).await {
-            Ok(Some(job)) => Ok(job),
-            Ok(None) => match runner
-                .plan(intent(SnapshotId(470_660_334_431_990_001), "stolen"), Arc::default())
-                .await
-            {
-                Ok(plan) => runner.apply(&plan.hash, "").await,
-                Err(e) => Err(e),
-            },
-            Err(e) => Err(e),
-        };
-        match begun {
-            Ok(job) => break job,
-            Err(e) if e.is_transient() || e.kind() == ErrorKind::OutcomeUnknown => {}
-            Err(e) => return Err(e),
-        }
-    };
-    // Behind the faults: the thief is not part of the run.
-    let mut view = runner.view.clone();
-    loop {
-        let copying = view
-            .borrow_and_update()
-            .jobs
-            .iter()
-            .any(|j| j.id == job && (j.progress.files.1 > 0 || j.state.ended() || j.recovered.is_some()));
-        if copying {
-            break;
-        }
-        view.changed().await.unwrap();
+/// A store in which an alias of the target's name appears just before the restore writes its records: the latest moment at
+/// which a restore can fail.
+struct Thief {
+    inner: Arc<dyn MetaWrite>,
+    /// Behind the faults: the thief is not part of the run.
+    unharmed: Arc<dyn MetaWrite>,
+}
+
+#[async_trait]
+impl MetaRead for Thief {
+    async fn range(&self, span: &Span, opts: RangeOpts) -> Result<Page> {
+        self.inner.range(span, opts).await
     }
-    let alias = pb::etcd::AliasInfo {
-        alias_name: "stolen".into(),
-        collection_id: 1,
-        db_id: 1,
-        ..Default::default()
-    };
-    let key = THIEF.into();
-    if unharmed.get(&key).await?.is_none() {
-        lab::put(unharmed, &key, alias.encode_to_vec()).await;
+
+    async fn watch(&self, span: Span, from: MetaRev) -> Result<WatchStream> {
+        self.inner.watch(span, from).await
     }
-    let info = runner.ended(job).await?;
-    runner.stop().await;
-    Ok(info)
+
+    async fn status(&self) -> Result<MetaStatus> {
+        self.inner.status().await
+    }
+}
+
+#[async_trait]
+impl MetaWrite for Thief {
+    async fn txn(&self, txn: Txn) -> Result<Outcome> {
+        let now = txn.writes.iter().any(|w| w.key().text().contains("/mark/children/"));
+        let key = THIEF.into();
+        if now && self.unharmed.get(&key).await?.is_none() {
+            let alias = pb::etcd::AliasInfo {
+                alias_name: "stolen".into(),
+                collection_id: 1,
+                db_id: 1,
+                ..Default::default()
+            };
+            lab::put(&*self.unharmed, &key, alias.encode_to_vec()).await;
+        }
+        self.inner.txn(txn).await
+    }
+
+    fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+
+    async fn compact(&self, rev: MetaRev) -> Result<()> {
+        self.inner.compact(rev).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<i64> {
+        self.inner.grant(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: i64) -> Result<()> {
+        self.inner.keep_alive(lease).await
+    }
+
+    async fn revoke(&self, lease: i64) -> Result<()> {
+        self.inner.revoke(lease).await
+    }
 }
 
 /// A big one, killed after half of its copies.
