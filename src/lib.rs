@@ -60,3 +60,4 @@
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod ui;

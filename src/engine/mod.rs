@@ -1,14 +1,198 @@
-//! The engine: everything that knows a cluster, and nothing that knows a terminal.
+//! The engine: everything that knows a cluster, and nothing that knows a terminal. [`Engine::open`] is its only door.
 
+pub mod attach;
 pub mod clock;
 pub mod doctor;
+mod dump;
 pub mod error;
 pub mod format;
 pub mod handle;
 pub mod ids;
 pub mod jobs;
+pub mod live;
 pub mod meta;
 pub mod model;
 pub mod objects;
 pub mod plan;
 pub mod profile;
+mod serve;
+mod snapshot_detail;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, watch};
+
+use attach::{Attached, Meta, Objects, Source};
+use clock::{Clock, Entropy};
+use error::Result;
+use handle::{Conn, Envelope, Handle};
+use ids::KeyPrefix;
+use live::{Live, Shown};
+use meta::reflector::Reflector;
+use meta::{MetaRead, Span};
+use model::catalog::Catalog;
+use model::jobs::JobsView;
+use profile::{Access, Profile, Roots};
+use serve::Server;
+
+/// Requests that may wait.
+const REQUESTS: usize = 64;
+/// Notices that a slow client may miss the older ones of.
+const NOTICES: usize = 256;
+/// First and longest pause between two attempts to connect.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// Opens engines.
+pub struct Engine;
+
+/// What the engine's tasks share.
+struct World {
+    shown: Shown,
+    jobs: watch::Sender<Arc<JobsView>>,
+    objects: Objects,
+    roots: Roots,
+    entropy: Arc<dyn Entropy>,
+    read_only: Option<String>,
+    is_embedded: bool,
+}
+
+impl Engine {
+    /// Attaches to what the profile names. Files are opened before this returns, so that a wrong path is an error here; a
+    /// server is connected to in the background, and [`Handle::conn`] tells how it goes. The engine ends when the last
+    /// clone of the handle is dropped. Needs a tokio runtime.
+    ///
+    /// `Config`, `NotFound`, `Corrupt` or `Unsupported`, as the store or the dump says.
+    pub async fn open(
+        profile: Profile,
+        clock: Arc<dyn Clock>,
+        entropy: Arc<dyn Entropy>,
+    ) -> Result<Handle> {
+        let attached = {
+            let (profile, clock) = (profile.clone(), clock.clone());
+            // Files and dumps block; the runtime must not.
+            let opening = tokio::task::spawn_blocking(move || attach::attach(&profile, &clock));
+            opening.await.map_err(|e| {
+                error::Error::new(error::ErrorKind::Internal, "opening the stores ended early")
+                    .caused_by(e)
+            })??
+        };
+        let Attached {
+            source,
+            objects,
+            place,
+            is_embedded,
+        } = attached;
+        let (requests, asked) = mpsc::channel(REQUESTS);
+        let (catalog, seen) = watch::channel(Arc::new(Catalog::default()));
+        let (jobs, jobs_seen) = watch::channel(Arc::new(JobsView::default()));
+        let why = None;
+        let (conn, conn_seen) = watch::channel(Conn::Connecting { attempt: 1, why });
+        let (notices, _) = broadcast::channel(NOTICES);
+        let world = World {
+            shown: Shown {
+                catalog,
+                conn,
+                notices: notices.clone(),
+                clock: clock.clone(),
+            },
+            jobs,
+            objects,
+            roots: profile.roots,
+            entropy,
+            read_only: place.read_only.clone(),
+            is_embedded,
+        };
+        tokio::spawn(world.run(source, asked));
+        Ok(Handle {
+            requests,
+            catalog: seen,
+            jobs: jobs_seen,
+            conn: conn_seen,
+            notices,
+            place: Arc::new(place),
+            clock,
+        })
+    }
+}
+
+impl World {
+    async fn run(self, source: Source, mut asked: mpsc::Receiver<Envelope>) {
+        let meta = match source {
+            Source::Open(meta) => meta,
+            Source::Fixed(store) => {
+                let span = span(&self.roots);
+                let live = Live::new(self.shown.clone(), self.roots.clone());
+                match store.range_all(&span).await {
+                    Ok(page) => live.fixed(page).await,
+                    Err(why) => {
+                        let (attempt, why) = (1, Some(why));
+                        self.shown.conn.send_replace(Conn::Connecting { attempt, why });
+                    }
+                }
+                self.serve(Meta::Read(store), asked).await;
+                return;
+            }
+            Source::Etcd(etcd, access) => {
+                let connected = tokio::select! {
+                    meta = self.connect(&etcd, access) => Some(meta),
+                    () = serve::refuse(&mut asked, &self.shown.conn) => None,
+                };
+                match connected {
+                    Some(meta) => meta,
+                    // Every client left before there was a connection.
+                    None => return,
+                }
+            }
+        };
+        let clock = self.shown.clock.clone();
+        let entropy = self.entropy.clone();
+        let reflector = Reflector::new(meta.read(), span(&self.roots), clock, entropy);
+        let live = Live::new(self.shown.clone(), self.roots.clone());
+        let following = tokio::spawn(live.follow(reflector.start()));
+        self.serve(meta, asked).await;
+        following.abort();
+    }
+
+    /// Connects, trying again for as long as somebody waits.
+    async fn connect(&self, etcd: &meta::etcd::EtcdProfile, access: Access) -> Meta {
+        let clock = &self.shown.clock;
+        let mut attempt = 1u32;
+        let mut pause = PAUSE.0;
+        loop {
+            match attach::connect(etcd, access, clock).await {
+                Ok(meta) => return meta,
+                Err(why) => {
+                    attempt = attempt.saturating_add(1);
+                    let why = Some(why);
+                    self.shown.conn.send_replace(Conn::Connecting { attempt, why });
+                }
+            }
+            // Consoles that lost the same server must not come back in step.
+            let jitter = self.entropy.next_u64() % 1000;
+            clock.sleep(pause.mul_f64(0.5 + jitter as f64 / 2000.0)).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    async fn serve(self, meta: Meta, asked: mpsc::Receiver<Envelope>) {
+        let server = Server {
+            meta,
+            objects: self.objects,
+            roots: self.roots,
+            clock: self.shown.clock.clone(),
+            catalog: self.shown.catalog.subscribe(),
+            read_only: self.read_only,
+        };
+        server.run(asked).await;
+    }
+}
+
+/// Everything under the root: what the catalog is made of.
+fn span(roots: &Roots) -> Span {
+    if roots.root.is_empty() {
+        Span::all()
+    } else {
+        Span::prefix(&KeyPrefix::new(&roots.root))
+    }
+}

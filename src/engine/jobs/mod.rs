@@ -1,13 +1,16 @@
 //! Jobs are step machines (law 7): the state is journaled after each step, each step is idempotent, a crash at any point
 //! resumes or undoes. This file is the contract between a job and its runner.
 
-<<<<<<< HEAD
+mod board;
 pub mod copy;
 pub mod cx;
+mod drive;
 pub mod gc;
 pub mod gc_plan;
 pub mod gc_scan;
+mod locks;
 pub mod meter;
+pub mod registry;
 pub mod restore;
 mod restore_files;
 pub mod restore_map;
@@ -19,16 +22,8 @@ pub mod restore_source;
 mod restore_undo;
 mod restore_v3;
 mod restore_watch;
-pub mod verify;
-=======
-mod board;
-pub mod cx;
-mod drive;
-mod locks;
-pub mod meter;
-pub mod registry;
 pub mod runner;
->>>>>>> plan
+pub mod verify;
 
 use std::sync::Arc;
 

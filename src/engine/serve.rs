@@ -1,0 +1,132 @@
+//! Answers requests. Each runs in a task of its own, so that a slow question never holds up a quick one.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+
+use super::attach::{Meta, Objects, not_connected};
+use super::clock::Clock;
+use super::error::{Error, ErrorKind, Result};
+use super::format::codec::Codec;
+use super::format::decode::{Explained, explain};
+use super::format::keys::{Key, ParsedKey};
+use super::handle::{Conn, Envelope, RawValue, Reply, Request};
+use super::ids::{MetaKey, MetaRev};
+use super::model::catalog::Catalog;
+use super::profile::Roots;
+
+/// Requests that run at once; more wait in the queue.
+const AT_ONCE: usize = 32;
+
+/// What answers are made from.
+#[derive(Clone)]
+pub struct Server {
+    /// Metadata.
+    pub meta: Meta,
+    /// Objects.
+    pub objects: Objects,
+    /// Key roots.
+    pub roots: Roots,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The read model.
+    pub catalog: watch::Receiver<Arc<Catalog>>,
+    /// Why nothing can be written, or `None`.
+    pub read_only: Option<String>,
+}
+
+impl Server {
+    /// Answers until every client is gone.
+    pub async fn run(self, mut requests: mpsc::Receiver<Envelope>) {
+        let free = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
+        while let Some(Envelope { request, mut reply }) = requests.recv().await {
+            let Ok(permit) = free.clone().acquire_owned().await else {
+                return;
+            };
+            let me = self.clone();
+            tokio::spawn(async move {
+                // A client that has gone away wants no answer: what was only a question ends with it.
+                let is_question = !matches!(request, Request::Apply { .. } | Request::Cancel(_));
+                let answer = tokio::select! {
+                    biased;
+                    () = reply.closed(), if is_question => return,
+                    answer = me.answer(request) => answer,
+                };
+                // The client may be gone by now; there is nobody left to tell.
+                drop(reply.send(answer));
+                drop(permit);
+            });
+        }
+    }
+
+    async fn answer(&self, request: Request) -> Result<Reply> {
+        match request {
+            Request::Raw(key) => Ok(Reply::Raw(Arc::new(self.raw(key).await?))),
+            Request::SnapshotDetail(id) => {
+                let tree = super::snapshot_detail::tree(self, id).await?;
+                Ok(Reply::Tree(Arc::new(tree)))
+            }
+            Request::Doctor { .. }
+            | Request::Plan(_)
+            | Request::Apply { .. }
+            | Request::Cancel(_)
+            | Request::Throttle(..)
+            | Request::Parallel(..) => Err(self.cannot_write()),
+        }
+    }
+
+    fn cannot_write(&self) -> Error {
+        let why = self.read_only.as_deref().unwrap_or("no runner");
+        Error::new(ErrorKind::Unsupported, format!("nothing can be written here: {why}"))
+    }
+
+    async fn raw(&self, key: MetaKey) -> Result<RawValue> {
+        let found = self.meta.read().get(&key).await?;
+        let parsed = Key::parse(&self.roots, &key.0);
+        let family = match &parsed {
+            ParsedKey::Known(key) => match key.codec() {
+                Codec::Proto(name) | Codec::ZstdProto(name) => name
+                    .strip_prefix("milvus.proto.")
+                    .unwrap_or(name)
+                    .to_owned(),
+                _ => key.family().title().to_owned(),
+            },
+            ParsedKey::Unknown => "unknown".to_owned(),
+        };
+        let decoded = match (&parsed, &found) {
+            (_, None) => Err("the key does not exist".to_owned()),
+            (ParsedKey::Unknown, Some(_)) => Err("no known family of keys".to_owned()),
+            (ParsedKey::Known(key), Some(kv)) => decoded(&explain(key, &kv.value)),
+        };
+        let revs = found.as_ref().map_or(
+            (MetaRev(0), MetaRev(0), 0, 0),
+            |kv| (kv.create_rev, kv.mod_rev, kv.version, kv.lease),
+        );
+        Ok(RawValue {
+            key,
+            value: found.map(|kv| kv.value),
+            revs,
+            family,
+            decoded,
+        })
+    }
+}
+
+fn decoded(explained: &Explained) -> Result<Value, String> {
+    match explained {
+        Explained::Undecodable { reason } => Err(reason.clone()),
+        other => serde_json::to_value(other).map_err(|e| e.to_string()),
+    }
+}
+
+/// Answers every request while there is no store, with the reason why not.
+pub async fn refuse(requests: &mut mpsc::Receiver<Envelope>, conn: &watch::Sender<Conn>) {
+    while let Some(Envelope { reply, .. }) = requests.recv().await {
+        let why = match &*conn.borrow() {
+            Conn::Connecting { why, .. } => why.clone(),
+            _ => None,
+        };
+        drop(reply.send(Err(not_connected(why.as_ref()))));
+    }
+}

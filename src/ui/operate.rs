@@ -1,0 +1,225 @@
+//! What an action leads to outside: plans, knobs, copies. And why it cannot be done now.
+
+use crate::engine::handle::Request;
+use crate::engine::ids::{CollectionId, JobId, SnapshotId, UnixMs};
+use crate::engine::model::jobs::JobInfo;
+use crate::engine::model::resource::{Kind, RowId};
+use crate::engine::plan::Intent;
+
+use super::app::{App, Asked, Effect};
+use super::keymap::{self, Action, Group};
+use super::nav::Place;
+use super::overlay::Overlay;
+use super::overlay::form::Form;
+use super::text;
+
+fn collection(app: &App) -> Option<CollectionId> {
+    if let Some(RowId::Collection(id)) = app.target() {
+        return Some(id);
+    }
+    // In a list that belongs to one collection, that collection is meant.
+    match &app.history.page().place {
+        Place::List(_, scope) => scope.collection,
+        _ => None,
+    }
+}
+
+fn snapshot(app: &App) -> Option<SnapshotId> {
+    match app.target() {
+        Some(RowId::Snapshot(id)) => Some(id),
+        _ => None,
+    }
+}
+
+fn job(app: &App) -> Option<&JobInfo> {
+    match app.target() {
+        Some(RowId::Job(id)) => app.jobs.jobs.iter().find(|j| j.id == id).map(AsRef::as_ref),
+        _ => None,
+    }
+}
+
+/// Whether nothing has been made here yet: the console then offers the demo.
+#[must_use]
+pub fn is_empty_store(app: &App) -> bool {
+    app.place.attach == "embedded" && app.catalog.keys.is_empty()
+}
+
+/// Why an action cannot be done now, in words that say how to make it possible.
+#[must_use]
+pub fn why_disabled(app: &App, action: Action) -> Option<String> {
+    let entry = keymap::entry(action)?;
+    if entry.group == Group::Act
+        && let Some(why) = &app.place.read_only
+    {
+        return Some(format!("read-only: {why}"));
+    }
+    let page = app.history.page();
+    let list = matches!(page.place, Place::List(..));
+    let needs = |there: bool, what: &str| (!there).then(|| what.to_owned());
+    match action {
+        Action::CreateSnapshot => needs(collection(app).is_some(), "select a collection first"),
+        Action::Restore | Action::Drop => {
+            needs(snapshot(app).is_some(), "select a snapshot first")
+        }
+        Action::CancelJob | Action::Faster | Action::Slower | Action::Tighten | Action::Loosen => {
+            match job(app) {
+                None => Some("select a job first".to_owned()),
+                Some(j) if j.state.ended() => Some("this job has ended".to_owned()),
+                Some(_) => None,
+            }
+        }
+        Action::Demo => needs(
+            is_empty_store(app),
+            "only an empty embedded store can become the demo",
+        ),
+        Action::Describe | Action::Mark => needs(
+            !list || page.table.selected.is_some(),
+            "no line is selected",
+        ),
+        Action::Unmark => needs(!page.table.marks.is_empty(), "nothing is marked"),
+        Action::Older => needs(app.history.has_older(), "this is the first page"),
+        Action::Newer => needs(app.history.has_newer(), "this is the newest page"),
+        _ => {
+            let here = super::input::context(&page.place);
+            needs(
+                entry.contexts.contains(&here),
+                "it has no meaning on this page",
+            )
+        }
+    }
+}
+
+/// Begins an action that changes the cluster: a form, a plan or a knob.
+pub fn act(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
+    match action {
+        Action::CreateSnapshot => {
+            let Some(id) = collection(app) else { return };
+            let name = app.name_of(&RowId::Collection(id), now);
+            let suggestion = suggested(&name, now);
+            app.overlay = Some(Overlay::Form(Box::new(Form::snapshot(id, &name, suggestion))));
+        }
+        Action::Restore => {
+            let Some(id) = snapshot(app) else { return };
+            let name = app.name_of(&RowId::Snapshot(id), now);
+            let (database, target) = origin(app, id, now);
+            app.overlay = Some(Overlay::Form(Box::new(Form::restore(
+                id, &name, database, target,
+            ))));
+        }
+        Action::Drop => {
+            let Some(id) = snapshot(app) else { return };
+            plan(app, Intent::DropSnapshot { snapshot: id }, out);
+        }
+        Action::Gc => {
+            let scope = collection(app);
+            let rules = std::collections::BTreeSet::new();
+            plan(app, Intent::Gc { collection: scope, rules }, out);
+        }
+        Action::Demo => plan(app, Intent::Demo, out),
+        Action::CancelJob => {
+            let Some(id) = job(app).map(|j| j.id) else { return };
+            plan(app, Intent::CancelJob { job: id }, out);
+        }
+        Action::Faster | Action::Slower | Action::Tighten | Action::Loosen => {
+            let Some((id, rate)) = job(app).map(|j| (j.id, j.progress.rate)) else {
+                return;
+            };
+            turn(app, action, id, rate, out);
+        }
+        _ => {}
+    }
+}
+
+fn plan(app: &mut App, intent: Intent, out: &mut Vec<Effect>) {
+    // One plan at a time: a second press while the first is being made would show it twice.
+    if !app.open.values().any(|a| *a == Asked::Plan) {
+        app.ask(Asked::Plan, Request::Plan(intent), out);
+    }
+}
+
+/// The engine does not report its knobs, so the console starts from Milvus-like defaults and from the rate it sees.
+fn turn(app: &mut App, action: Action, id: JobId, rate: f64, out: &mut Vec<Effect>) {
+    const FIRST: u32 = 8;
+    let knobs = app.knobs.entry(id).or_default();
+    let (request, words) = match action {
+        Action::Faster | Action::Slower => {
+            let now = knobs.parallel.unwrap_or(FIRST);
+            let next = if action == Action::Faster {
+                now.saturating_mul(2).min(256)
+            } else {
+                (now / 2).max(1)
+            };
+            knobs.parallel = Some(next);
+            (
+                Request::Parallel(id, next),
+                format!("job {id}: {next} copies at once"),
+            )
+        }
+        _ => {
+            let base = knobs.limit.unwrap_or(rate.max(0.0) as u64).max(1 << 20);
+            let next = match (action, knobs.limit) {
+                (Action::Tighten, _) => Some((base / 2).max(1 << 18)),
+                (_, None) => None,
+                // Doubling past any network is lifting the limit.
+                (_, Some(limit)) => limit.checked_mul(2).filter(|l| *l <= 1 << 36),
+            };
+            knobs.limit = next;
+            let words = next.map_or_else(
+                || format!("job {id}: no byte limit"),
+                |l| format!("job {id}: at most {}/s", text::bytes(l)),
+            );
+            (Request::Throttle(id, next), words)
+        }
+    };
+    app.ask(Asked::Knob(words), request, out);
+}
+
+/// `books_20261123_155130`: unique enough, sorts by time, legal as a snapshot's name.
+fn suggested(collection: &str, now: UnixMs) -> String {
+    let stamp: String = now
+        .utc()
+        .chars()
+        .filter_map(|c| match c {
+            'T' => Some('_'),
+            c if c.is_ascii_digit() => Some(c),
+            _ => None,
+        })
+        .collect();
+    let clean: String = collection
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '_' })
+        .collect();
+    format!("{clean}_{stamp}")
+}
+
+/// Database and a free-looking name for a restore, from the snapshot's collection if it still exists.
+fn origin(app: &App, id: SnapshotId, now: UnixMs) -> (String, String) {
+    let source = app.catalog.snapshot(id).map(|s| s.collection);
+    let collection = source.and_then(|c| app.catalog.collections.get(&c));
+    let database = collection.map_or_else(
+        || "default".to_owned(),
+        |c| app.catalog.database_name(c.db).to_string(),
+    );
+    let target = collection.map_or_else(
+        || format!("{}_restored", suggested("snapshot", now)),
+        |c| format!("{}_restored", c.name),
+    );
+    (database, target)
+}
+
+/// Where Enter on a list's line leads: databases open their collections, everything else its own page.
+#[must_use]
+pub fn opens(kind: Kind, id: &RowId) -> super::document::Link {
+    use super::document::Link;
+    use crate::engine::model::resource::Scope;
+    match (kind, id) {
+        (Kind::Databases, RowId::Database(db)) => Link::List(
+            Kind::Collections,
+            Scope {
+                database: Some(*db),
+                ..Scope::default()
+            },
+        ),
+        _ => Link::Row(kind, id.clone()),
+    }
+}

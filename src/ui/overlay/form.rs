@@ -1,0 +1,277 @@
+//! The few questions before a plan: what a snapshot is to be called, where a restore goes.
+
+use crossterm::event::{Event, KeyCode, KeyModifiers};
+use ratatui::buffer::Buffer;
+use ratatui::layout::{Position, Rect};
+use tui_input::Input;
+
+use crate::engine::handle::Request;
+use crate::engine::ids::{CollectionId, SnapshotId};
+use crate::engine::model::resource::Tone;
+use crate::engine::plan::Intent;
+use crate::ui::app::{App, Asked, Effect};
+use crate::ui::text;
+use crate::ui::theme::Role;
+
+use super::{draw_input, edit, hints, popup};
+
+/// What is being asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    /// A new snapshot of this collection.
+    Snapshot(CollectionId),
+    /// A restore of this snapshot.
+    Restore(SnapshotId),
+}
+
+/// One question.
+#[derive(Clone, Debug)]
+pub struct Field {
+    /// Name.
+    pub label: &'static str,
+    /// What may stand there.
+    pub help: &'static str,
+    /// What stands there.
+    pub input: Input,
+}
+
+/// The form.
+#[derive(Clone, Debug)]
+pub struct Form {
+    /// Heading.
+    pub title: String,
+    /// About.
+    pub about: About,
+    /// Questions.
+    pub fields: Vec<Field>,
+    /// The one under the cursor.
+    pub focus: usize,
+    /// What is wrong with the answers.
+    pub wrong: Option<String>,
+}
+
+impl Form {
+    /// Asks for a snapshot's name, words and protection.
+    #[must_use]
+    pub fn snapshot(collection: CollectionId, name: &str, suggestion: String) -> Self {
+        Self {
+            title: format!("Snapshot of {name}"),
+            about: About::Snapshot(collection),
+            fields: vec![
+                Field {
+                    label: "Name",
+                    help: "unique in the collection; letters, digits, _ and -",
+                    input: Input::new(suggestion),
+                },
+                Field {
+                    label: "Description",
+                    help: "for whoever finds it later; may be empty",
+                    input: Input::default(),
+                },
+                Field {
+                    label: "Protection",
+                    help: "keep its segments from compaction for: 0, 600, 10m, 2h, 7d",
+                    input: Input::new("0".to_owned()),
+                },
+            ],
+            focus: 0,
+            wrong: None,
+        }
+    }
+
+    /// Asks where a snapshot is restored to.
+    #[must_use]
+    pub fn restore(snapshot: SnapshotId, name: &str, database: String, target: String) -> Self {
+        Self {
+            title: format!("Restore of {name}"),
+            about: About::Restore(snapshot),
+            fields: vec![
+                Field {
+                    label: "Database",
+                    help: "must exist",
+                    input: Input::new(database),
+                },
+                Field {
+                    label: "Collection",
+                    help: "a new name: neither a collection nor an alias",
+                    input: Input::new(target),
+                },
+            ],
+            focus: 0,
+            wrong: None,
+        }
+    }
+
+    fn value(&self, i: usize) -> String {
+        self.fields
+            .get(i)
+            .map(|f| f.input.value().trim().to_owned())
+            .unwrap_or_default()
+    }
+
+    /// The intent, or which answer is wrong and why. What the cluster thinks of it is the plan's business.
+    pub fn intent(&self) -> Result<Intent, (usize, String)> {
+        let required = |i: usize, what: &str| {
+            let value = self.value(i);
+            if value.is_empty() {
+                Err((i, format!("{what} is missing")))
+            } else {
+                Ok(value)
+            }
+        };
+        match self.about {
+            About::Snapshot(collection) => Ok(Intent::CreateSnapshot {
+                collection,
+                name: required(0, "the name")?,
+                description: self.value(1),
+                protection_secs: seconds(&self.value(2)).ok_or_else(|| {
+                    (2, "protection is a number of seconds, or 10m, 2h, 7d".to_owned())
+                })?,
+            }),
+            About::Restore(snapshot) => Ok(Intent::Restore {
+                snapshot,
+                database: required(0, "the database")?,
+                collection: required(1, "the collection's name")?,
+            }),
+        }
+    }
+}
+
+/// `90`, `90s`, `10m`, `2h`, `7d` or nothing at all.
+fn seconds(typed: &str) -> Option<u64> {
+    let typed = typed.trim();
+    if typed.is_empty() {
+        return Some(0);
+    }
+    let digits = typed.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &typed[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    digits.trim().parse::<u64>().ok()?.checked_mul(factor)
+}
+
+/// Keys of the form.
+pub fn event(
+    app: &mut App,
+    mut form: Box<Form>,
+    event: &Event,
+    out: &mut Vec<Effect>,
+) -> Option<Box<Form>> {
+    let key = event
+        .as_key_event()
+        .filter(|k| k.is_press() || k.is_repeat());
+    let count = form.fields.len().max(1);
+    match key.map(|k| (k.code, k.modifiers.contains(KeyModifiers::CONTROL))) {
+        Some((KeyCode::Esc, _) | (KeyCode::Char('c'), true)) => return None,
+        Some((KeyCode::Tab | KeyCode::Down, _)) => form.focus = (form.focus + 1) % count,
+        Some((KeyCode::BackTab | KeyCode::Up, _)) => {
+            form.focus = (form.focus + count - 1) % count;
+        }
+        Some((KeyCode::Enter, _)) if form.focus + 1 < form.fields.len() => form.focus += 1,
+        Some((KeyCode::Enter, _)) => match form.intent() {
+            Ok(intent) => {
+                app.ask(Asked::Plan, Request::Plan(intent), out);
+                return None;
+            }
+            Err((field, why)) => {
+                form.focus = field;
+                form.wrong = Some(why);
+            }
+        },
+        _ => {
+            let focus = form.focus;
+            if let Some(field) = form.fields.get_mut(focus) {
+                edit(&mut field.input, event);
+                form.wrong = None;
+            }
+        }
+    }
+    Some(form)
+}
+
+/// Draws it.
+pub fn draw(app: &App, form: &Form, area: Rect, buf: &mut Buffer) -> Option<Position> {
+    let theme = app.theme;
+    let height = 2 * form.fields.len() as u16 + 6;
+    let inner = popup((72, height), &form.title, area, buf, theme);
+    let mut cursor = None;
+    let label = 13.min(inner.width / 3);
+    for (i, field) in form.fields.iter().enumerate() {
+        let y = inner.y + 1 + 2 * i as u16;
+        if y >= inner.y + inner.height {
+            break;
+        }
+        let focus = i == form.focus;
+        let style = theme.role(if focus { Role::Sorted } else { Role::Dim });
+        buf.set_stringn(inner.x, y, text::fit(field.label, label), label as usize, style);
+        let at = Rect::new(inner.x + label, y, inner.width.saturating_sub(label), 1);
+        let position = draw_input(&field.input, at, theme.role(Role::Text), buf);
+        if focus {
+            cursor = position;
+        }
+        if y + 1 < inner.y + inner.height {
+            buf.set_stringn(
+                at.x,
+                y + 1,
+                text::fit(field.help, at.width),
+                at.width as usize,
+                theme.role(Role::Dim),
+            );
+        }
+    }
+    if inner.height > 2 {
+        if let Some(wrong) = &form.wrong {
+            buf.set_stringn(
+                inner.x,
+                inner.y + inner.height - 2,
+                text::fit(wrong, inner.width),
+                inner.width as usize,
+                theme.tone(Tone::Bad),
+            );
+        }
+        let foot = Rect::new(inner.x, inner.y + inner.height - 1, inner.width, 1);
+        hints(
+            &[("Enter", "next, then plan"), ("Tab", "next field"), ("Esc", "leave")],
+            foot,
+            buf,
+            theme,
+        );
+    }
+    cursor
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn protection_reads_like_a_person_writes_it() {
+        assert_eq!(seconds(""), Some(0));
+        assert_eq!(seconds("600"), Some(600));
+        assert_eq!(seconds("10m"), Some(600));
+        assert_eq!(seconds("2h"), Some(7200));
+        assert_eq!(seconds("7d"), Some(604_800));
+        for bad in ["ten", "10y", "-1", "1.5h", "99999999999999999999", "9999999999999999d"] {
+            assert_eq!(seconds(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_form_says_which_answer_is_missing() {
+        let mut form = Form::restore(SnapshotId(7), "nightly", "default".into(), String::new());
+        assert_eq!(form.intent().map_err(|e| e.0), Err(1));
+        form.fields[1].input = Input::new(" books_copy ".into());
+        assert_eq!(
+            form.intent(),
+            Ok(Intent::Restore {
+                snapshot: SnapshotId(7),
+                database: "default".into(),
+                collection: "books_copy".into(),
+            })
+        );
+    }
+}

@@ -1,0 +1,195 @@
+//! Our jobs: the line in the band, the panel under the list, the fields of the detail page.
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+
+use crate::engine::ids::UnixMs;
+use crate::engine::model::health::STUCK_MS;
+use crate::engine::model::jobs::{JobInfo, JobState};
+use crate::engine::model::resource::{RowId, Tone};
+use crate::ui::app::App;
+use crate::ui::document::{self, Line};
+use crate::ui::text;
+use crate::ui::theme::Role;
+
+
+/// Tone of a state. *Completed* is not *Verified* (law 7), so it is still in movement.
+#[must_use]
+pub const fn tone(state: JobState) -> Tone {
+    match state {
+        JobState::Pending => Tone::Dim,
+        JobState::Running | JobState::Completed => Tone::Busy,
+        JobState::Undoing => Tone::Warn,
+        JobState::Verified => Tone::Good,
+        JobState::Failed => Tone::Bad,
+        JobState::Cancelled => Tone::Plain,
+    }
+}
+
+fn share(job: &JobInfo) -> (u64, u64) {
+    let p = &job.progress;
+    if p.bytes.1 > 0 {
+        p.bytes
+    } else if p.files.1 > 0 {
+        p.files
+    } else if p.segments.1 > 0 {
+        p.segments
+    } else {
+        (u64::from(job.steps.0), u64::from(job.steps.1))
+    }
+}
+
+/// The running jobs in a few words for the band.
+#[must_use]
+pub fn brief(app: &App) -> String {
+    let mut running = app.jobs.jobs.iter().filter(|j| !j.state.ended());
+    let Some(job) = running.next() else {
+        return String::new();
+    };
+    let more = running.count();
+    let (done, all) = share(job);
+    let mut out = format!("{} {}", text::fit(&job.title, 40), text::percent(done, all));
+    if let Some(eta) = job.progress.eta_ms {
+        out.push_str(&format!(" · {} left", text::age(eta)));
+    }
+    if more > 0 {
+        out.push_str(&format!(" · +{more}"));
+    }
+    out
+}
+
+/// A running job in one line of the overview.
+#[must_use]
+pub fn one_line(job: &JobInfo, now: UnixMs) -> String {
+    let (done, all) = share(job);
+    let eta = job
+        .progress
+        .eta_ms
+        .map_or_else(String::new, |ms| format!(" · {} left", text::age(ms)));
+    let still = now.since(job.moved);
+    let stuck = if still > STUCK_MS {
+        format!(" · no movement for {}", text::age(still))
+    } else {
+        String::new()
+    };
+    format!(
+        "{} {} {}{eta}{stuck} · {}",
+        text::bar(done, all, 10),
+        text::percent(done, all),
+        job.title,
+        job.step
+    )
+}
+
+/// What is known of a job, a line a fact.
+#[must_use]
+pub fn lines(app: &App, job: &JobInfo, now: UnixMs) -> Vec<Line> {
+    let state = format!("{:?}", job.state);
+    let mut out = vec![
+        Line::field("job", format!("{} · {}", job.id, job.title)),
+        Line::field("state", state).tone(tone(job.state)),
+    ];
+    if !job.step.is_empty() {
+        out.push(Line::field(
+            "step",
+            format!("{} of {} · {}", job.steps.0, job.steps.1, job.step),
+        ));
+    }
+    let (done, all) = share(job);
+    if !job.state.ended() || job.progress.bytes.1 > 0 {
+        out.push(Line::field(
+            "progress",
+            format!("{} {}", text::bar(done, all, 24), text::percent(done, all)),
+        ));
+    }
+    out.extend(counters(job));
+    if !job.state.ended() {
+        let eta = job
+            .progress
+            .eta_ms
+            .map_or_else(|| "–".to_owned(), text::age);
+        out.push(Line::field(
+            "rate",
+            format!(
+                "{} {}/s · {eta} left",
+                text::spark(&app.pulse.job(job.id), 24),
+                text::bytes(job.progress.rate.max(0.0) as u64)
+            ),
+        ));
+        let still = now.since(job.moved);
+        let line = Line::field("last movement", format!("{} ago", text::age(still)));
+        out.push(if still > STUCK_MS {
+            line.tone(Tone::Warn)
+        } else {
+            line
+        });
+    }
+    let end = job.ended.unwrap_or(now);
+    out.push(Line::field(
+        "started",
+        format!("{} · took {}", job.started.utc(), text::age(end.since(job.started))),
+    ));
+    if let Some(recovered) = &job.recovered {
+        out.push(Line::field("after a crash", recovered.clone()).tone(Tone::Warn));
+    }
+    if let Some(error) = &job.error {
+        out.push(Line::field("error", error.clone()).tone(Tone::Bad));
+    }
+    out
+}
+
+fn counters(job: &JobInfo) -> Vec<Line> {
+    let p = &job.progress;
+    let n = |v: u64| text::grouped(i64::try_from(v).unwrap_or(i64::MAX));
+    let mut out = Vec::new();
+    if p.segments.1 > 0 {
+        out.push(Line::field(
+            "segments",
+            format!("{} of {}", n(p.segments.0), n(p.segments.1)),
+        ));
+    }
+    if p.files.1 > 0 {
+        out.push(Line::field(
+            "files",
+            format!("{} of {}", n(p.files.0), n(p.files.1)),
+        ));
+    }
+    if p.bytes.1 > 0 {
+        out.push(Line::field(
+            "bytes",
+            format!("{} of {}", text::bytes(p.bytes.0), text::bytes(p.bytes.1)),
+        ));
+    }
+    out
+}
+
+/// The selected job under the list, with the notes that fit.
+pub fn draw_panel(app: &App, area: Rect, buf: &mut Buffer, now: UnixMs) {
+    let theme = app.theme;
+    let rule = "─".repeat(area.width as usize);
+    buf.set_stringn(area.x, area.y, rule, area.width as usize, theme.role(Role::Dim));
+    let Some(RowId::Job(id)) = app.target() else {
+        return;
+    };
+    let Some(job) = app.jobs.jobs.iter().find(|j| j.id == id) else {
+        return;
+    };
+    let inner = Rect::new(area.x, area.y + 1, area.width, area.height - 1);
+    let mut left = lines(app, job, now);
+    if inner.width < 110 {
+        // The newest note and the error matter more than the counters when there is little room.
+        if let Some(note) = job.notes.last() {
+            left.push(Line::field("note", note.clone()));
+        }
+        document::draw(&left, left.len().saturating_sub(inner.height as usize), None, inner, buf, theme);
+        return;
+    }
+    let half = inner.width / 2;
+    document::draw(&left, 0, None, Rect { width: half, ..inner }, buf, theme);
+    let keep = inner.height as usize - 1;
+    let mut notes = vec![Line::heading("Notes")];
+    let skip = job.notes.len().saturating_sub(keep);
+    notes.extend(job.notes.iter().skip(skip).map(Line::text));
+    let right = Rect::new(inner.x + half, inner.y, inner.width - half, inner.height);
+    document::draw(&notes, 0, None, right, buf, theme);
+}
