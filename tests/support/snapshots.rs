@@ -133,7 +133,7 @@ pub async fn make(world: &World, db: DbId, of: CollectionId, id: i64, name: &str
         .into_iter()
         .find(|(k, _)| *k == Key::Collection(db, of))
         .unwrap();
-    drop(key);
+
     let seeks: Vec<pb::msg::MsgPosition> = family::<pb::msg::MsgPosition>(meta, Family::ChannelCheckpoint)
         .await
         .into_iter()
@@ -262,13 +262,13 @@ async fn write(
         .map(|(_, f)| f)
         .collect();
     schema.properties.clone_from(&info.properties);
-    let partitions: HashMap<String, i64> = family::<pb::etcd::PartitionInfo>(meta, Family::Partition)
+    let partitions: BTreeMap<String, i64> = family::<pb::etcd::PartitionInfo>(meta, Family::Partition)
         .await
         .into_iter()
         .filter(|(k, p)| matches!(k, Key::Partition(c, _) if *c == of) && p.state == 0)
         .map(|(_, p)| (p.partition_name, p.partition_id))
         .collect();
-    drop(db);
+
     let mut record = pb::data::SnapshotInfo {
         name: name.into(),
         id,
