@@ -35,9 +35,13 @@ async fn open(endpoint: String) -> Handle {
         roots: Roots::default(),
         access: Access::ReadOnly,
     };
-    Engine::open(profile, Arc::new(SystemClock::new()), Arc::new(SystemEntropy))
-        .await
-        .expect("the engine opens")
+    Engine::open(
+        profile,
+        Arc::new(SystemClock::new()),
+        Arc::new(SystemEntropy),
+    )
+    .await
+    .expect("the engine opens")
 }
 
 async fn until(handle: &mut Handle, what: &str, holds: impl Fn(&Conn) -> bool) -> Conn {
@@ -68,7 +72,10 @@ async fn until_rev(handle: &mut Handle, rev: i64) -> Arc<Catalog> {
     };
     match tokio::time::timeout(Duration::from_secs(60), waiting).await {
         Ok(catalog) => catalog,
-        Err(_) => panic!("not at revision {rev} within a minute: {:?}", handle.conn.borrow()),
+        Err(_) => panic!(
+            "not at revision {rev} within a minute: {:?}",
+            handle.conn.borrow()
+        ),
     }
 }
 
@@ -142,7 +149,11 @@ async fn judge(store: &EtcdStore, published: &[(MetaRev, Keys)]) {
             stood.extend(page.kvs.into_iter().map(|kv| (kv.key, kv.mod_rev)));
         }
         let phantom: Vec<&MetaKey> = shown.keys().filter(|k| !stood.contains_key(k)).collect();
-        assert_eq!(phantom, Vec::<&MetaKey>::new(), "shown at {rev}, but not there");
+        assert_eq!(
+            phantom,
+            Vec::<&MetaKey>::new(),
+            "shown at {rev}, but not there"
+        );
         assert_eq!(shown, &stood, "shown at {rev}");
         checked += 1;
     }
@@ -172,7 +183,10 @@ async fn killing_etcd_makes_the_screen_stale_and_it_catches_up_by_itself() {
     let mut client = server.client().await;
     let mut head = 0;
     for k in victims.iter().take(20) {
-        let done = client.delete(k.key.clone(), None).await.expect("a deletion");
+        let done = client
+            .delete(k.key.clone(), None)
+            .await
+            .expect("a deletion");
         head = done.header().expect("a header").revision();
     }
     let now = until_rev(&mut handle, head).await;
@@ -185,10 +199,20 @@ async fn killing_etcd_makes_the_screen_stale_and_it_catches_up_by_itself() {
     let Conn::Stale { since, why, .. } = stale else {
         unreachable!("until() said so");
     };
-    assert!(since.since(before) < 60_000 && since >= before, "{since:?} after {before:?}");
+    assert!(
+        since.since(before) < 60_000 && since >= before,
+        "{since:?} after {before:?}"
+    );
     assert_eq!(why.kind(), ErrorKind::Unreachable, "{why}");
-    assert!(why.to_string().contains(&server.port().to_string()), "{why} names the endpoint");
-    assert_eq!(handle.catalog.borrow().keys.len(), 1710 - 20, "what was shown stays");
+    assert!(
+        why.to_string().contains(&server.port().to_string()),
+        "{why} names the endpoint"
+    );
+    assert_eq!(
+        handle.catalog.borrow().keys.len(),
+        1710 - 20,
+        "what was shown stays"
+    );
 
     // It comes back, and has changed before anybody looked.
     server.restart();
@@ -200,10 +224,16 @@ async fn killing_etcd_makes_the_screen_stale_and_it_catches_up_by_itself() {
             .expect("a put");
     }
     for k in victims.iter().skip(20).take(10) {
-        let done = client.delete(k.key.clone(), None).await.expect("a deletion");
+        let done = client
+            .delete(k.key.clone(), None)
+            .await
+            .expect("a deletion");
         head = done.header().expect("a header").revision();
     }
-    until(&mut handle, "live again", |c| matches!(c, Conn::Live { .. })).await;
+    until(&mut handle, "live again", |c| {
+        matches!(c, Conn::Live { .. })
+    })
+    .await;
     until_rev(&mut handle, head).await;
 
     let (fresh, store) = fresh(&endpoint).await;
@@ -216,8 +246,16 @@ async fn killing_etcd_makes_the_screen_stale_and_it_catches_up_by_itself() {
     while let Ok(notice) = notices.try_recv() {
         told.push((notice.bad, notice.text));
     }
-    assert!(told.iter().any(|(bad, text)| *bad && text.starts_with("stale")), "{told:?}");
-    assert!(told.iter().any(|(bad, text)| !bad && text.starts_with("connected again")), "{told:?}");
+    assert!(
+        told.iter()
+            .any(|(bad, text)| *bad && text.starts_with("stale")),
+        "{told:?}"
+    );
+    assert!(
+        told.iter()
+            .any(|(bad, text)| !bad && text.starts_with("connected again")),
+        "{told:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -236,12 +274,18 @@ async fn a_history_that_was_compacted_meanwhile_is_listed_again() {
     let mut client = server.client().await;
     let mut head = 0;
     for k in segments().iter().take(30) {
-        let done = client.delete(k.key.clone(), None).await.expect("a deletion");
+        let done = client
+            .delete(k.key.clone(), None)
+            .await
+            .expect("a deletion");
         head = done.header().expect("a header").revision();
     }
     client.compact(head, None).await.expect("a compaction");
     until_rev(&mut handle, head).await;
-    until(&mut handle, "live again", |c| matches!(c, Conn::Live { .. })).await;
+    until(&mut handle, "live again", |c| {
+        matches!(c, Conn::Live { .. })
+    })
+    .await;
     assert!(MetaRev(head) > gate);
     let (fresh, _) = fresh(&endpoint).await;
     let mut shown = Catalog::clone(&handle.catalog.borrow());
@@ -261,7 +305,10 @@ async fn a_burst_is_a_few_pictures_and_not_one_for_each_change() {
     let mut head = 0;
     let victims = segments();
     for k in victims.iter().take(500) {
-        let done = client.delete(k.key.clone(), None).await.expect("a deletion");
+        let done = client
+            .delete(k.key.clone(), None)
+            .await
+            .expect("a deletion");
         head = done.header().expect("a header").revision();
     }
     let catalog = until_rev(&mut handle, head).await;
@@ -292,7 +339,9 @@ async fn without_a_server_it_says_why_and_answers_every_request() {
         unreachable!("until() said so");
     };
     assert_eq!(why.kind(), ErrorKind::Unreachable, "{why}");
-    let answer = handle.request(Request::Raw(MetaKey::from("by-dev/meta/x"))).await;
+    let answer = handle
+        .request(Request::Raw(MetaKey::from("by-dev/meta/x")))
+        .await;
     assert_eq!(answer.expect_err("no store").kind(), ErrorKind::Unreachable);
 }
 
@@ -306,7 +355,10 @@ async fn a_raw_key_is_answered_decoded() {
         .into_iter()
         .find(|k| k.key.starts_with(b"by-dev/meta/datacoord-meta/s/"))
         .expect("a segment");
-    let id = String::from_utf8_lossy(&key.key).rsplit('/').next().map(str::to_owned);
+    let id = String::from_utf8_lossy(&key.key)
+        .rsplit('/')
+        .next()
+        .map(str::to_owned);
     let key = MetaKey(key.key.into());
     let Reply::Raw(raw) = handle.request(Request::Raw(key)).await.expect("an answer") else {
         panic!("another answer");
@@ -314,7 +366,9 @@ async fn a_raw_key_is_answered_decoded() {
     assert_eq!(raw.family, "data.SegmentInfo");
     let decoded = raw.decoded.as_ref().expect("decoded");
     assert_eq!(decoded["ID"].as_str(), id.as_deref());
-    let gone = handle.request(Request::Raw(MetaKey::from("by-dev/meta/nothing"))).await;
+    let gone = handle
+        .request(Request::Raw(MetaKey::from("by-dev/meta/nothing")))
+        .await;
     let Reply::Raw(gone) = gone.expect("an answer") else {
         panic!("another answer");
     };

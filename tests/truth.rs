@@ -49,7 +49,10 @@ async fn whole(handle: &mut Handle) -> Arc<Catalog> {
         let conn = handle.conn.borrow_and_update().clone();
         match conn {
             Conn::Live { .. } | Conn::Static { .. } => return handle.catalog.borrow().clone(),
-            Conn::Connecting { attempt, why: Some(why) } if attempt > 5 => panic!("{why}"),
+            Conn::Connecting {
+                attempt,
+                why: Some(why),
+            } if attempt > 5 => panic!("{why}"),
             _ => handle.conn.changed().await.expect("the engine runs"),
         }
     }
@@ -191,7 +194,11 @@ fn compare(catalog: &Catalog) {
             .filter(|c| c.state.name == "Created" && *catalog.database_name(c.db) == **db)
             .map(|c| c.name.to_string())
             .collect();
-        assert_eq!(ours, collections.keys().cloned().collect(), "collections of {db}");
+        assert_eq!(
+            ours,
+            collections.keys().cloned().collect(),
+            "collections of {db}"
+        );
         for (name, truth) in collections {
             let ours = catalog
                 .collections
@@ -212,18 +219,42 @@ fn compare(catalog: &Catalog) {
 
 fn schema(at: &str, ours: &Collection, truth: &Value) {
     assert_eq!(ours.id.0, number(truth, "collectionID"), "{at}: id");
-    assert_eq!(ours.description, text(&truth["schema"], "description"), "{at}: description");
-    assert_eq!(i64::from(ours.shards), number(truth, "shards_num"), "{at}: shards");
-    assert_eq!(ours.created.0 as i64, number(truth, "created_timestamp"), "{at}: created");
+    assert_eq!(
+        ours.description,
+        text(&truth["schema"], "description"),
+        "{at}: description"
+    );
+    assert_eq!(
+        i64::from(ours.shards),
+        number(truth, "shards_num"),
+        "{at}: shards"
+    );
+    assert_eq!(
+        ours.created.0 as i64,
+        number(truth, "created_timestamp"),
+        "{at}: created"
+    );
     assert_eq!(
         ours.created.time().expect("a time").0,
         number(truth, "created_utc_timestamp"),
         "{at}: created, ms"
     );
     let channels: Vec<String> = ours.vchannels.iter().map(|v| v.0.clone()).collect();
-    assert_eq!(channels, words(truth, "virtual_channel_names"), "{at}: vchannels");
-    assert_eq!(ours.pchannels, words(truth, "physical_channel_names"), "{at}: pchannels");
-    assert_eq!(as_set(&ours.properties), pairs(truth, "properties"), "{at}: properties");
+    assert_eq!(
+        channels,
+        words(truth, "virtual_channel_names"),
+        "{at}: vchannels"
+    );
+    assert_eq!(
+        ours.pchannels,
+        words(truth, "physical_channel_names"),
+        "{at}: pchannels"
+    );
+    assert_eq!(
+        as_set(&ours.properties),
+        pairs(truth, "properties"),
+        "{at}: properties"
+    );
     let level = match text(truth, "consistency_level") {
         "" => "Strong",
         level => level,
@@ -231,16 +262,36 @@ fn schema(at: &str, ours: &Collection, truth: &Value) {
     assert_eq!(ours.consistency.name, level, "{at}: consistency");
     let aliases: BTreeSet<&str> = ours.aliases.iter().map(String::as_str).collect();
     let expected = words(truth, "aliases");
-    assert_eq!(aliases, expected.iter().map(String::as_str).collect(), "{at}: aliases");
-    assert_eq!(ours.dynamic, flag(&truth["schema"], "enable_dynamic_field"), "{at}: dynamic");
+    assert_eq!(
+        aliases,
+        expected.iter().map(String::as_str).collect(),
+        "{at}: aliases"
+    );
+    assert_eq!(
+        ours.dynamic,
+        flag(&truth["schema"], "enable_dynamic_field"),
+        "{at}: dynamic"
+    );
     assert_eq!(ours.damage, Vec::<String>::new(), "{at}: damage");
 
     // The server's answer leaves out what it adds by itself: row id, timestamp, the dynamic field.
-    let fields: Vec<_> = ours.fields.iter().filter(|f| f.id.0 >= 100 && !f.dynamic).collect();
+    let fields: Vec<_> = ours
+        .fields
+        .iter()
+        .filter(|f| f.id.0 >= 100 && !f.dynamic)
+        .collect();
     let theirs = list(&truth["schema"], "fields");
     assert_eq!(fields.len(), theirs.len(), "{at}: fields");
-    assert_eq!(ours.fields.iter().filter(|f| f.id.0 < 100).count(), 2, "{at}: system fields");
-    assert_eq!(ours.fields.iter().any(|f| f.dynamic), ours.dynamic, "{at}: the dynamic field");
+    assert_eq!(
+        ours.fields.iter().filter(|f| f.id.0 < 100).count(),
+        2,
+        "{at}: system fields"
+    );
+    assert_eq!(
+        ours.fields.iter().any(|f| f.dynamic),
+        ours.dynamic,
+        "{at}: the dynamic field"
+    );
     for (field, truth) in fields.iter().zip(theirs) {
         let at = format!("{at}.{}", field.name);
         assert_eq!(field.id.0, number(truth, "fieldID"), "{at}: id");
@@ -251,11 +302,27 @@ fn schema(at: &str, ours: &Collection, truth: &Value) {
             name => name,
         };
         assert_eq!(field.element_type.name, element, "{at}: element type");
-        assert_eq!(field.primary_key, flag(truth, "is_primary_key"), "{at}: primary key");
+        assert_eq!(
+            field.primary_key,
+            flag(truth, "is_primary_key"),
+            "{at}: primary key"
+        );
         assert_eq!(field.auto_id, flag(truth, "autoID"), "{at}: auto id");
-        assert_eq!(field.partition_key, flag(truth, "is_partition_key"), "{at}: partition key");
-        assert_eq!(field.description, text(truth, "description"), "{at}: description");
-        assert_eq!(as_set(&field.type_params), pairs(truth, "type_params"), "{at}: parameters");
+        assert_eq!(
+            field.partition_key,
+            flag(truth, "is_partition_key"),
+            "{at}: partition key"
+        );
+        assert_eq!(
+            field.description,
+            text(truth, "description"),
+            "{at}: description"
+        );
+        assert_eq!(
+            as_set(&field.type_params),
+            pairs(truth, "type_params"),
+            "{at}: parameters"
+        );
     }
 }
 
@@ -266,7 +333,10 @@ fn partitions(at: &str, catalog: &Catalog, ours: &Collection, truth: &Value) {
         .zip(words(shown, "partitionIDs"))
         .zip(words(shown, "created_timestamps"))
         .map(|((name, id), created)| {
-            (id.parse().expect("an id"), (name, created.parse().expect("a TSO")))
+            (
+                id.parse().expect("an id"),
+                (name, created.parse().expect("a TSO")),
+            )
         })
         .collect();
     let mine: BTreeMap<i64, (String, i64)> = catalog
@@ -285,7 +355,11 @@ fn partitions(at: &str, catalog: &Catalog, ours: &Collection, truth: &Value) {
             .find(|p| *p.name == *name && p.state.name == "Created")
             .expect("the partition")
             .id;
-        let rows = catalog.sums.partitions.get(&(ours.id, id)).map_or(0, |t| t.rows);
+        let rows = catalog
+            .sums
+            .partitions
+            .get(&(ours.id, id))
+            .map_or(0, |t| t.rows);
         assert_eq!(rows, number(partition, "num_entities"), "{at}/{name}: rows");
     }
 }
@@ -295,17 +369,18 @@ fn segments(at: &str, catalog: &Catalog, ours: &Collection, truth: &Value) {
     assert_eq!(rows, number(truth, "num_entities_from_stats"), "{at}: rows");
 
     // The server lists what is flushed.
-    let theirs: BTreeSet<(i64, i64, i64, String)> = list(&truth["persistent_segment_info"], "infos")
-        .iter()
-        .map(|s| {
-            (
-                number(s, "segmentID"),
-                number(s, "partitionID"),
-                number(s, "num_rows"),
-                text(s, "state").to_owned(),
-            )
-        })
-        .collect();
+    let theirs: BTreeSet<(i64, i64, i64, String)> =
+        list(&truth["persistent_segment_info"], "infos")
+            .iter()
+            .map(|s| {
+                (
+                    number(s, "segmentID"),
+                    number(s, "partitionID"),
+                    number(s, "num_rows"),
+                    text(s, "state").to_owned(),
+                )
+            })
+            .collect();
     let mine: BTreeSet<(i64, i64, i64, String)> = catalog
         .segments_of(ours.id)
         .filter(|s| theirs.iter().any(|t| t.3 == s.state.name) && s.state.name != "Dropped")
@@ -319,11 +394,22 @@ fn segments(at: &str, catalog: &Catalog, ours: &Collection, truth: &Value) {
         if s.state.name == "Flushed" {
             assert_eq!(s.insert.entries, s.rows as u64, "{at}: entries");
             let fields = ours.fields.len();
-            assert_eq!(s.insert.files as usize % fields, 0, "{at}: a log for each field");
+            assert_eq!(
+                s.insert.files as usize % fields,
+                0,
+                "{at}: a log for each field"
+            );
             assert!(s.stats.files > 0, "{at}: statistics");
         }
-        assert!(ours.vchannels.iter().any(|v| *v.0 == *s.channel), "{at}: channel");
-        assert_eq!(s.dropped_at.is_some(), s.state.name == "Dropped", "{at}: dropped at");
+        assert!(
+            ours.vchannels.iter().any(|v| *v.0 == *s.channel),
+            "{at}: channel"
+        );
+        assert_eq!(
+            s.dropped_at.is_some(),
+            s.state.name == "Dropped",
+            "{at}: dropped at"
+        );
     }
 }
 
@@ -338,9 +424,17 @@ fn indexes(at: &str, catalog: &Catalog, ours: &Collection, truth: &Value) {
             .find(|i| !i.deleted && *i.name == *name)
             .unwrap_or_else(|| panic!("{at} is missing"));
         assert_eq!(index.id.0, number(described, "indexID"), "{at}: id");
-        let field = ours.fields.iter().find(|f| f.id == index.field).expect("its field");
+        let field = ours
+            .fields
+            .iter()
+            .find(|f| f.id == index.field)
+            .expect("its field");
         assert_eq!(field.name, text(described, "field_name"), "{at}: field");
-        assert_eq!(as_set(&index.params), pairs(described, "params"), "{at}: parameters");
+        assert_eq!(
+            as_set(&index.params),
+            pairs(described, "params"),
+            "{at}: parameters"
+        );
 
         // Rows that are indexed: finished builds of segments that are still there.
         let mut indexed = 0;
@@ -354,9 +448,17 @@ fn indexes(at: &str, catalog: &Catalog, ours: &Collection, truth: &Value) {
             }
             failed += i32::from(build.state.name == "Failed");
         }
-        assert_eq!(indexed, number(described, "indexed_rows"), "{at}: indexed rows");
+        assert_eq!(
+            indexed,
+            number(described, "indexed_rows"),
+            "{at}: indexed rows"
+        );
         assert_eq!(failed, 0, "{at}: failed builds");
-        assert_eq!(text(described, "state"), "Finished", "{at}: the capture was still");
+        assert_eq!(
+            text(described, "state"),
+            "Finished",
+            "{at}: the capture was still"
+        );
     }
     let mine: BTreeSet<String> = catalog
         .indexes_of(ours.id)
@@ -367,12 +469,19 @@ fn indexes(at: &str, catalog: &Catalog, ours: &Collection, truth: &Value) {
 }
 
 fn load(at: &str, catalog: &Catalog, ours: &Collection, truth: &Value) {
-    let status = catalog.loads.get(&ours.id).map_or("NotLoad", |l| l.status.name);
+    let status = catalog
+        .loads
+        .get(&ours.id)
+        .map_or("NotLoad", |l| l.status.name);
     assert_eq!(status, text(truth, "load_state"), "{at}: load state");
     let replicas: Vec<_> = catalog.replicas_of(ours.id).collect();
     match truth["replicas"].as_str() {
         Some(said) => {
-            assert_eq!(replicas.len(), said.matches("group_id:").count(), "{at}: replicas");
+            assert_eq!(
+                replicas.len(),
+                said.matches("group_id:").count(),
+                "{at}: replicas"
+            );
             for replica in replicas {
                 let group = format!("<group_id:{}>", replica.id);
                 assert!(said.contains(&group), "{at}: {group} in {said}");

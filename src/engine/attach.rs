@@ -101,7 +101,12 @@ pub fn attach(profile: &Profile, clock: &Arc<dyn Clock>) -> Result<Attached> {
         MetaProfile::Memory => {
             let store = EmbeddedStore::memory_with(clock.clone())?;
             let meta = of_store(store, profile.access)?;
-            (Source::Open(meta), "embedded", format!("memory {under}"), true)
+            (
+                Source::Open(meta),
+                "embedded",
+                format!("memory {under}"),
+                true,
+            )
         }
         MetaProfile::Etcd(etcd) => {
             let text = format!("etcd {} {under}", masked(&etcd.endpoints));
@@ -148,11 +153,7 @@ pub fn attach(profile: &Profile, clock: &Arc<dyn Clock>) -> Result<Attached> {
 }
 
 /// Opens the file to write, or reads along when another process writes it; then says who.
-fn embedded(
-    file: &Path,
-    access: Access,
-    clock: &Arc<dyn Clock>,
-) -> Result<(Meta, Option<String>)> {
+fn embedded(file: &Path, access: Access, clock: &Arc<dyn Clock>) -> Result<(Meta, Option<String>)> {
     if access == Access::ReadOnly {
         let reader = EmbeddedReader::open_file(file, clock.clone())?;
         let why = Some("the profile is read-only".to_owned());
@@ -177,11 +178,7 @@ fn of_store(store: EmbeddedStore, access: Access) -> Result<Meta> {
 }
 
 /// Connects to etcd once.
-pub async fn connect(
-    etcd: &EtcdProfile,
-    access: Access,
-    clock: &Arc<dyn Clock>,
-) -> Result<Meta> {
+pub async fn connect(etcd: &EtcdProfile, access: Access, clock: &Arc<dyn Clock>) -> Result<Meta> {
     let store = EtcdStore::connect(etcd, clock.clone()).await?;
     Ok(match access {
         Access::ReadOnly => Meta::Read(Arc::new(store)),
@@ -189,7 +186,7 @@ pub async fn connect(
     })
 }
 
-fn etcd_profile(p: &profile::EtcdProfile) -> EtcdProfile {
+pub(super) fn etcd_profile(p: &profile::EtcdProfile) -> EtcdProfile {
     EtcdProfile {
         endpoints: p.endpoints.clone(),
         user: p.user.clone(),

@@ -63,7 +63,11 @@ fn parse(reader: impl BufRead) -> Result<Vec<KeyValue>> {
 
 fn kv(n: usize, line: &str) -> Result<KeyValue> {
     let line: Line = serde_json::from_str(line).map_err(|e| {
-        bad(n, "not a JSON object with key_b64, value_b64 and mod_revision").caused_by(e)
+        bad(
+            n,
+            "not a JSON object with key_b64, value_b64 and mod_revision",
+        )
+        .caused_by(e)
     })?;
     let bytes = |text: &str, what: &str| {
         BASE64
@@ -104,6 +108,9 @@ mod tests {
         let text = format!("{good}\n\n{{}}\n");
         let error = parse(text.as_bytes()).expect_err("line 3");
         assert!(error.what().contains("line 3"), "{error}");
-        assert_eq!(parse(&b""[..]).expect_err("empty").kind(), ErrorKind::Corrupt);
+        assert_eq!(
+            parse(&b""[..]).expect_err("empty").kind(),
+            ErrorKind::Corrupt
+        );
     }
 }

@@ -151,7 +151,10 @@ impl Live {
                 self.is_whole = false;
                 self.shown.tell(
                     false,
-                    format!("history was compacted before it was seen ({}); listing again", why.what()),
+                    format!(
+                        "history was compacted before it was seen ({}); listing again",
+                        why.what()
+                    ),
                 );
             }
             ReflectorEvent::Live { rev, at } => {
@@ -167,7 +170,8 @@ impl Live {
                 let heard = at;
                 self.shown.conn.send_replace(Conn::Live { rev, heard });
                 if came_back {
-                    self.shown.tell(false, format!("connected again, at revision {rev}"));
+                    self.shown
+                        .tell(false, format!("connected again, at revision {rev}"));
                 }
             }
             ReflectorEvent::Stale { since, why } => {
@@ -185,7 +189,9 @@ impl Live {
                     self.shown.tell(true, format!("stale: {why}"));
                 }
                 let next = Duration::ZERO;
-                self.shown.conn.send_replace(Conn::Stale { since, why, next });
+                self.shown
+                    .conn
+                    .send_replace(Conn::Stale { since, why, next });
             }
         }
     }
@@ -193,7 +199,9 @@ impl Live {
     fn connecting(&self) {
         let attempt = self.attempt.max(1);
         let why = self.why.clone();
-        self.shown.conn.send_replace(Conn::Connecting { attempt, why });
+        self.shown
+            .conn
+            .send_replace(Conn::Connecting { attempt, why });
     }
 
     async fn take(&mut self, rev: MetaRev, events: &[Event]) {

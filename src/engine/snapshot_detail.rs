@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use prost::Message;
 use serde_json::{Value, json};
@@ -34,7 +35,11 @@ pub async fn tree(server: &Server, id: SnapshotId) -> Result<Value> {
         .await?
         .ok_or_else(|| missing(id))?;
     let record = pb::data::SnapshotInfo::decode(kv.value).map_err(|e| {
-        Error::new(ErrorKind::Corrupt, format!("snapshot record {key} cannot be read")).caused_by(e)
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("snapshot record {key} cannot be read"),
+        )
+        .caused_by(e)
     })?;
     let mut out = json!({
         "id": id.to_string(),
@@ -96,10 +101,13 @@ async fn files(objects: &ObjectRead, record: &pb::data::SnapshotInfo) -> Result<
     let version = metadata.format_version;
     let manifests: Vec<(String, pb::data::SegmentDescription)> =
         stream::iter(metadata.manifest_list.clone())
-            .map(|key| async move {
-                let bytes = objects.get(&ObjectKey(key.clone())).await?;
-                let segment = manifest::read(&key, &bytes, version)?;
-                Ok::<_, Error>((key, segment))
+            .map(|key| {
+                let read = async move {
+                    let bytes = objects.get(&ObjectKey(key.clone())).await?;
+                    let segment = manifest::read(&key, &bytes, version)?;
+                    Ok::<_, Error>((key, segment))
+                };
+                read.boxed()
             })
             .buffered(AT_ONCE)
             .try_collect()
@@ -129,12 +137,12 @@ async fn files(objects: &ObjectRead, record: &pb::data::SnapshotInfo) -> Result<
         }
     }
     let found: Vec<BTreeMap<ObjectKey, u64>> = stream::iter(folders)
-        .map(|folder| async move {
+        .map(|folder| {
             objects
                 .list(&folder, None)
                 .map_ok(|meta| (meta.key, meta.size))
                 .try_collect::<BTreeMap<_, _>>()
-                .await
+                .boxed()
         })
         .buffer_unordered(AT_ONCE)
         .try_collect()
@@ -216,7 +224,11 @@ fn references(
 
 /// What to list to see an object: the segment's folder for logs, the build's for index files.
 fn folder(key: &ObjectKey, kind: &str) -> ObjectKey {
-    let up = |text: &str| text.rsplit_once('/').map_or("", |(head, _)| head).to_owned();
+    let up = |text: &str| {
+        text.rsplit_once('/')
+            .map_or("", |(head, _)| head)
+            .to_owned()
+    };
     let parent = up(&key.0);
     ObjectKey(match kind {
         "insert" | "stats" | "bm25" => up(&parent),

@@ -203,7 +203,10 @@ impl App {
     pub fn tick(&self) -> Option<Duration> {
         let ages = match &self.history.page().place {
             Place::Overview => true,
-            Place::List(kind, _) => cells::spec(*kind).columns.iter().any(|c| c.unit == Unit::Age),
+            Place::List(kind, _) => cells::spec(*kind)
+                .columns
+                .iter()
+                .any(|c| c.unit == Unit::Age),
             Place::Detail(..) => true,
             Place::Doctor => false,
         };
@@ -328,11 +331,7 @@ impl App {
     pub fn name_of(&self, id: &RowId, now: UnixMs) -> String {
         let world = self.world(now);
         let name = cells::plain(&cells::cell(&world.view(), id, 0));
-        if name.is_empty() {
-            id.text()
-        } else {
-            name
-        }
+        if name.is_empty() { id.text() } else { name }
     }
 
     /// Keeps rows, raw values and trees of the page on screen up to date.

@@ -374,10 +374,20 @@ fn draw_value(line: &Line, mark: &str, at: (u16, u16, u16), buf: &mut Buffer, th
     let (end, _) = buf.set_stringn(end, y, arrow, left as usize, style);
     if !line.note.is_empty() {
         // Notes stand in a column of their own, with or without an arrow before them.
-        let from = if line.right { (x + RIGHT + 3).max(end + 1) } else { end + 2 };
+        let from = if line.right {
+            (x + RIGHT + 3).max(end + 1)
+        } else {
+            end + 2
+        };
         let left = (x + room).saturating_sub(from);
         let note = text::fit(&line.note, left);
-        buf.set_stringn(from.min(x + room), y, note, left as usize, theme.role(Role::Dim));
+        buf.set_stringn(
+            from.min(x + room),
+            y,
+            note,
+            left as usize,
+            theme.role(Role::Dim),
+        );
     }
 }
 
@@ -389,7 +399,8 @@ mod tests {
 
     #[test]
     fn a_tree_loses_no_leaf_and_shows_empty_containers() {
-        let lines = tree(&json!({"a": 1, "b": {"c": "x", "d": []}, "e": [1, 2], "f": [{"g": null}]}));
+        let lines =
+            tree(&json!({"a": 1, "b": {"c": "x", "d": []}, "e": [1, 2], "f": [{"g": null}]}));
         let shown: Vec<(u16, &str, &str)> = lines
             .iter()
             .map(|l| (l.indent, l.label.as_str(), l.value.as_str()))

@@ -129,7 +129,14 @@ fn body(app: &App, areas: Areas, buf: &mut Buffer, now: UnixMs) {
         Place::Overview => screens::overview::draw(app, areas.body, buf, now),
         Place::Detail(..) | Place::Doctor => {
             let lines = screens::lines(app, now);
-            document::draw(&lines, page.top, Some(page.line), areas.body, buf, app.theme);
+            document::draw(
+                &lines,
+                page.top,
+                Some(page.line),
+                areas.body,
+                buf,
+                app.theme,
+            );
         }
     }
 }

@@ -157,10 +157,7 @@ const LETTERS: &str = "#d6dbe5";
 #[must_use]
 pub fn svg(buffer: &Buffer, title: &str) -> String {
     let (w, h) = (buffer.area().width, buffer.area().height);
-    let (width, height) = (
-        f64::from(w) * CELL.0 + 24.0,
-        f64::from(h) * CELL.1 + 52.0,
-    );
+    let (width, height) = (f64::from(w) * CELL.0 + 24.0, f64::from(h) * CELL.1 + 52.0);
     let mut out = String::new();
     let _ = write!(
         out,
@@ -209,7 +206,10 @@ fn runs(line: &[Cell]) -> Vec<Run> {
         let cells = text::width(cell.symbol()).max(1) as usize;
         match out.last_mut() {
             Some(run)
-                if run.fg == fg && run.bg == bg && run.bold == bold && run.underlined == underlined =>
+                if run.fg == fg
+                    && run.bg == bg
+                    && run.bold == bold
+                    && run.underlined == underlined =>
             {
                 run.cells += cells;
                 run.text.push_str(cell.symbol());

@@ -147,7 +147,11 @@ impl Table {
         } else {
             self.cursor as i64 + 1
         };
-        let mut out = format!("{}/{}", text::grouped(at), text::grouped(rows.ids.len() as i64));
+        let mut out = format!(
+            "{}/{}",
+            text::grouped(at),
+            text::grouped(rows.ids.len() as i64)
+        );
         if rows.of != rows.ids.len() {
             out = format!("{out} of {}", text::grouped(rows.of as i64));
         }

@@ -158,7 +158,14 @@ mod tests {
 
     #[test]
     fn text_never_outgrows_its_cells() {
-        for s in ["", "a", "abcdef", "日本語の名前", "a日b本c", "\u{1b}[31mred"] {
+        for s in [
+            "",
+            "a",
+            "abcdef",
+            "日本語の名前",
+            "a日b本c",
+            "\u{1b}[31mred",
+        ] {
             for max in 0..12 {
                 assert!(width(&fit(s, max)) <= max, "{s:?} {max}");
                 assert!(width(&fit_middle(s, max)) <= max, "{s:?} {max}");

@@ -208,10 +208,8 @@ impl Theme {
                     Style::new().add_modifier(Modifier::REVERSED)
                 } else {
                     Style::new()
-                        .bg(self.color(
-                            &Ink(0x2C_3A_52, Color::Blue),
-                            &Ink(0xD3_E2_FA, Color::Cyan),
-                        ))
+                        .bg(self
+                            .color(&Ink(0x2C_3A_52, Color::Blue), &Ink(0xD3_E2_FA, Color::Cyan)))
                         .add_modifier(Modifier::BOLD)
                 }
             }
@@ -359,7 +357,8 @@ pub fn to_ascii(buf: &mut Buffer) {
                 '←' => '<',
                 '─' | '—' | '–' | '━' => '-',
                 '│' | '┃' => '|',
-                '┌' | '┐' | '└' | '┘' | '╭' | '╮' | '╰' | '╯' | '├' | '┤' | '┼' => '+',
+                '┌' | '┐' | '└' | '┘' | '╭' | '╮' | '╰' | '╯' | '├' | '┤' | '┼' =>
+                    '+',
                 '▲' | '↑' => '^',
                 '▼' | '↓' => 'v',
                 '●' | '◆' | '✓' => '*',

@@ -13,12 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use super::copy::{self, CopyFile, CopyHost, Done, Ran};
 use super::cx::JobCx;
-use super::restore_map::{Blueprint, Given, SEGMENTS_PER_TASK, Source, WalStart, channels, draw, ids_needed};
+use super::restore_map::{
+    Blueprint, Given, SEGMENTS_PER_TASK, Source, WalStart, channels, draw, ids_needed,
+};
 use super::restore_names::name_is_free;
 use super::restore_pin::{HeldPin, gone, keep_pin, release_pin, set_pin};
+use super::restore_plan;
 use super::restore_source::{Reads, prefixes};
 use super::restore_watch::Watchable;
-use super::restore_plan;
 use super::{Job, Lock, Next, PlanCx, restore_undo, verify};
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
@@ -138,7 +140,10 @@ impl State {
 
     fn given(&self) -> Result<Given> {
         let ids = self.ids.ok_or_else(|| {
-            Error::new(ErrorKind::Internal, "a restore step needs ids that were never taken")
+            Error::new(
+                ErrorKind::Internal,
+                "a restore step needs ids that were never taken",
+            )
         })?;
         Ok(Given {
             db: self.db,
@@ -201,7 +206,10 @@ impl Restore {
         if digest(&blueprint.files) != state.objects {
             return Err(Error::new(
                 ErrorKind::Conflict,
-                format!("objects of snapshot {} have changed since the plan was made", state.snapshot),
+                format!(
+                    "objects of snapshot {} have changed since the plan was made",
+                    state.snapshot
+                ),
             )
             .fix("plan the restore again and compare"));
         }
@@ -245,7 +253,10 @@ impl Restore {
     async fn record(&self, cx: &JobCx, state: State) -> Result<Next<State>> {
         let loaded = self.load(cx, &state).await?;
         let watch = watchable(cx, &state, &loaded);
-        let mut writes = vec![put(cx, watch.job(CopySegmentJobState::CopySegmentJobExecuting, 0, None, ""))];
+        let mut writes = vec![put(
+            cx,
+            watch.job(CopySegmentJobState::CopySegmentJobExecuting, 0, None, ""),
+        )];
         for at in 0..loaded.blueprint.tasks.len() {
             let task = watch.task(at, CopySegmentTaskState::CopySegmentTaskPending, None, "");
             writes.extend(task.map(|t| put(cx, t)));
@@ -270,13 +281,20 @@ impl Restore {
                 .await?;
             let found = Done::from_listing(files, &there);
             if found.count() > 0 {
-                cx.note(format!("{} of {} files were there", found.count(), files.len()));
+                cx.note(format!(
+                    "{} of {} files were there",
+                    found.count(),
+                    files.len()
+                ));
             }
             state.done = found;
             let bytes: u64 = files.iter().map(|f| f.size).sum();
             let (segments, done_bytes) = standing(&loaded.blueprint, &state.done);
-            cx.progress()
-                .totals(loaded.blueprint.segments.len() as u64, files.len() as u64, bytes);
+            cx.progress().totals(
+                loaded.blueprint.segments.len() as u64,
+                files.len() as u64,
+                bytes,
+            );
             cx.progress()
                 .set_done(segments.into(), state.done.count().into(), done_bytes);
             self.keep(
@@ -330,7 +348,11 @@ impl Restore {
                 .collect();
             return Err(Error::new(
                 ErrorKind::Corrupt,
-                format!("{} copied objects are missing or short: {}", short.len(), short.join(", ")),
+                format!(
+                    "{} copied objects are missing or short: {}",
+                    short.len(),
+                    short.join(", ")
+                ),
             )
             .fix("check the object store's health"));
         }
@@ -437,7 +459,9 @@ impl Restore {
                     report.failed.len()
                 ),
             )
-            .fix("do not use it: drop the collection and restore again; the snapshot is untouched"));
+            .fix(
+                "do not use it: drop the collection and restore again; the snapshot is untouched",
+            ));
         }
         Ok(Next::Step(state.to(Step::Unpin)))
     }
@@ -576,7 +600,10 @@ async fn source(cx: &JobCx, state: &State) -> Result<Source> {
     }
     Err(Error::new(
         ErrorKind::Conflict,
-        format!("files of snapshot {} have changed since the plan was made", state.snapshot),
+        format!(
+            "files of snapshot {} have changed since the plan was made",
+            state.snapshot
+        ),
     )
     .fix("plan the restore again and compare"))
 }
@@ -676,7 +703,12 @@ async fn progress(cx: &JobCx, mut state: State, loaded: &Loaded) -> Result<State
     );
     let mut writes = vec![put(cx, job)];
     for at in (0..open.len()).filter(|at| !open[*at]) {
-        let task = watch.task(at, CopySegmentTaskState::CopySegmentTaskCompleted, Some(now), "");
+        let task = watch.task(
+            at,
+            CopySegmentTaskState::CopySegmentTaskCompleted,
+            Some(now),
+            "",
+        );
         writes.extend(task.map(|t| put(cx, t)));
     }
     cx.commit(Change {
@@ -716,7 +748,8 @@ async fn starts(reads: &Reads<'_>, source: &Source) -> Result<BTreeMap<String, W
         offer(&position.channel_name, position);
     }
     for kv in reads.family(Family::ChannelCheckpoint).await?.kvs {
-        let Some(Key::ChannelCheckpoint(channel)) = Key::parse(reads.roots, &kv.key.0).known() else {
+        let Some(Key::ChannelCheckpoint(channel)) = Key::parse(reads.roots, &kv.key.0).known()
+        else {
             continue;
         };
         // A checkpoint that cannot be read is one candidate less.

@@ -311,7 +311,9 @@ pub fn draw(source: &Source, given: &Given, root: &str, bucket: &str) -> Result<
                 }),
                 Some(other) if other == from => {}
                 Some(other) => {
-                    return Err(corrupt(format!("{other} and {from} would both become {to}")));
+                    return Err(corrupt(format!(
+                        "{other} and {from} would both become {to}"
+                    )));
                 }
             }
         }
@@ -510,4 +512,3 @@ fn definition(
     };
     (Key::FieldIndex(collection, id), index.encode_to_vec())
 }
-

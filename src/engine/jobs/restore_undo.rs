@@ -101,8 +101,16 @@ async fn remove_objects(cx: &JobCx, ids: Range) -> Result<usize> {
     };
     let collection = ids.first;
     let mut found: Vec<ObjectKey> = Vec::new();
-    for kind in ["insert_log", "stats_log", "delta_log", "bm25_stats", "index_v1"] {
-        let listed = reads(cx).list(&below(format!("{kind}/{collection}"))).await?;
+    for kind in [
+        "insert_log",
+        "stats_log",
+        "delta_log",
+        "bm25_stats",
+        "index_v1",
+    ] {
+        let listed = reads(cx)
+            .list(&below(format!("{kind}/{collection}")))
+            .await?;
         found.extend(listed.into_keys());
     }
     // Rooted at the build: ours are the newest ids, so a store that lists in order starts at them.
@@ -113,7 +121,12 @@ async fn remove_objects(cx: &JobCx, ids: Range) -> Result<usize> {
             found.push(object.key);
         }
     }
-    found.extend(reads(cx).list(&below("json_stats".into())).await?.into_keys());
+    found.extend(
+        reads(cx)
+            .list(&below("json_stats".into()))
+            .await?
+            .into_keys(),
+    );
     found.retain(|key| is_ours(root, key, ids));
     found.sort_unstable();
     found.dedup();
@@ -167,7 +180,12 @@ async fn remove_keys(cx: &JobCx, ids: Range) -> Result<usize> {
         hash.update(&key.0);
         hash.update([0]);
     }
-    let name: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
+    let name: String = hash
+        .finalize()
+        .iter()
+        .take(8)
+        .map(|b| format!("{b:02x}"))
+        .collect();
     let count = keys.len();
     cx.commit(Change {
         name: format!("undo-keys-{name}"),

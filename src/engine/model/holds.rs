@@ -13,9 +13,7 @@ use crate::engine::ids::{
 };
 
 /// Why something must stay.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
     /// It is in use: a segment that is not dropped, an index row that is not deleted, a committed snapshot.
@@ -480,7 +478,10 @@ impl World {
                 if !passed {
                     out.push(hold(
                         Reason::Checkpoint,
-                        format!("checkpoint of {} is behind its last position", segment.channel),
+                        format!(
+                            "checkpoint of {} is behind its last position",
+                            segment.channel
+                        ),
                     ));
                 }
             }
@@ -533,7 +534,11 @@ impl World {
                 .iter()
                 .filter(|w| w.snapshot == Some(id))
                 .map(|w| hold(Reason::Job, w.by.clone()))
-                .chain(self.unreadable_any.iter().map(|why| hold(Reason::UnreadableRecord, why)))
+                .chain(
+                    self.unreadable_any
+                        .iter()
+                        .map(|why| hold(Reason::UnreadableRecord, why)),
+                )
                 .collect();
         };
         let mut out = Vec::new();
@@ -577,7 +582,11 @@ impl World {
 
     /// What keeps a channel's checkpoint key (`spec/lifecycle.md` I3.3).
     #[must_use]
-    pub fn holds_checkpoint(&self, channel: &VChannel, collection: Option<CollectionId>) -> Vec<Hold> {
+    pub fn holds_checkpoint(
+        &self,
+        channel: &VChannel,
+        collection: Option<CollectionId>,
+    ) -> Vec<Hold> {
         let Some(collection) = collection else {
             return vec![hold(
                 Reason::Unknown,

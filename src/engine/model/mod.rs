@@ -3,11 +3,11 @@
 pub mod catalog;
 pub mod columns;
 pub mod data;
-pub mod gc;
-pub mod holds;
 pub mod detail;
 pub mod find;
+pub mod gc;
 pub mod health;
+pub mod holds;
 mod ingest;
 pub mod jobs;
 pub mod keyindex;

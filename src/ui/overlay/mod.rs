@@ -118,7 +118,11 @@ pub fn draw(app: &App, area: Rect, buf: &mut Buffer) -> Option<Position> {
 
 /// Clears a centred area of at most `size` and frames it; answers the inside.
 pub fn popup(size: (u16, u16), title: &str, area: Rect, buf: &mut Buffer, theme: Theme) -> Rect {
-    let width = size.0.min(area.width.saturating_sub(2)).max(1).min(area.width);
+    let width = size
+        .0
+        .min(area.width.saturating_sub(2))
+        .max(1)
+        .min(area.width);
     let height = size.1.min(area.height).max(1).min(area.height);
     let outer = Rect::new(
         area.x + (area.width - width) / 2,
@@ -133,7 +137,10 @@ pub fn popup(size: (u16, u16), title: &str, area: Rect, buf: &mut Buffer, theme:
     let block = Block::bordered()
         .border_type(BorderType::Rounded)
         .border_style(theme.role(Role::Dim))
-        .title(format!(" {} ", text::fit(title, outer.width.saturating_sub(6))))
+        .title(format!(
+            " {} ",
+            text::fit(title, outer.width.saturating_sub(6))
+        ))
         .title_style(theme.role(Role::Title));
     let inner = block.inner(outer);
     block.render(outer, buf);

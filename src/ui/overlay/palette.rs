@@ -124,9 +124,7 @@ impl Palette {
     /// The entry under the cursor.
     #[must_use]
     pub fn chosen(&self) -> Option<&Item> {
-        self.hits
-            .get(self.cursor)
-            .and_then(|(i, _)| self.item(*i))
+        self.hits.get(self.cursor).and_then(|(i, _)| self.item(*i))
     }
 
     fn search(&mut self, app: &App, now: UnixMs) {
@@ -134,7 +132,9 @@ impl Palette {
         self.found.clear();
         let typed = self.input.value().trim().to_owned();
         if typed.is_empty() {
-            self.hits = (0..self.items.len().min(SHOWN)).map(|i| (i, vec![])).collect();
+            self.hits = (0..self.items.len().min(SHOWN))
+                .map(|i| (i, vec![]))
+                .collect();
             return;
         }
         let world = app.world(now);
@@ -168,7 +168,9 @@ impl Palette {
             .chain(
                 scored
                     .into_iter()
-                    .filter(|(_, i, _)| !self.found.iter().any(|f| f.target == self.items[*i].target))
+                    .filter(|(_, i, _)| {
+                        !self.found.iter().any(|f| f.target == self.items[*i].target)
+                    })
                     .map(|(_, i, hit)| (i, hit)),
             )
             .take(SHOWN)
@@ -248,12 +250,7 @@ pub fn event(
 }
 
 /// Draws it.
-pub fn draw(
-    app: &App,
-    palette: &Palette,
-    area: Rect,
-    buf: &mut Buffer,
-) -> Option<Position> {
+pub fn draw(app: &App, palette: &Palette, area: Rect, buf: &mut Buffer) -> Option<Position> {
     let theme = app.theme;
     let height = (area.height * 2 / 3).max(8);
     let inner = popup((90, height), "Go to, do, find", area, buf, theme);
@@ -321,7 +318,12 @@ pub fn draw(
         );
     }
     let foot = Rect::new(inner.x, inner.y + inner.height - 1, inner.width, 1);
-    hints(&[("Enter", "go"), ("↑↓", "choose"), ("Esc", "close")], foot, buf, theme);
+    hints(
+        &[("Enter", "go"), ("↑↓", "choose"), ("Esc", "close")],
+        foot,
+        buf,
+        theme,
+    );
     cursor
 }
 

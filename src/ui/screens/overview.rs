@@ -72,16 +72,17 @@ fn welcome(app: &App, now: UnixMs) -> Vec<Line> {
         "D",
         "build a small living demo cluster: collections, segments, snapshots, a restore",
     ));
-    out.push(Line::field(":", "go anywhere, do anything, find any name or id"));
+    out.push(Line::field(
+        ":",
+        "go anywhere, do anything, find any name or id",
+    ));
     out.push(Line::field("?", "keys and words of every page"));
     out.push(Line::blank());
     out.push(
         Line::text("falconer --etcd URL --root by-dev opens a real cluster; it stays read-only until you ask.")
             .tone(Tone::Dim),
     );
-    out.push(
-        Line::text("falconer --dump FILE opens a dump of its metadata.").tone(Tone::Dim),
-    );
+    out.push(Line::text("falconer --dump FILE opens a dump of its metadata.").tone(Tone::Dim));
     out
 }
 
@@ -150,10 +151,7 @@ fn faults(app: &App, faults: &[Fault], now: UnixMs) -> Vec<Line> {
         }
         let tone = fault_tone(group[0].severity);
         for fault in group.iter().take(EACH) {
-            let link = fault
-                .subject
-                .clone()
-                .map(|id| Link::Row(id.kind(), id));
+            let link = fault.subject.clone().map(|id| Link::Row(id.kind(), id));
             let age = fault
                 .since
                 .map_or_else(String::new, |at| format!(" · {}", text::age(now.since(at))));
@@ -162,16 +160,23 @@ fn faults(app: &App, faults: &[Fault], now: UnixMs) -> Vec<Line> {
                 .enumerate()
             {
                 let line = Line::text(words).tone(tone);
-                out.push(if i == 0 { line.to(link.clone()) } else { line.indented(1) });
+                out.push(if i == 0 {
+                    line.to(link.clone())
+                } else {
+                    line.indented(1)
+                });
             }
         }
         if group.len() > EACH {
             let kind = group[0].subject.as_ref().map(|id| id.kind());
             out.push(
-                Line::text(format!("and {} more like these", text::grouped((group.len() - EACH) as i64)))
-                    .tone(tone)
-                    .indented(1)
-                    .to(kind.map(|k| Link::List(k, Scope::default()))),
+                Line::text(format!(
+                    "and {} more like these",
+                    text::grouped((group.len() - EACH) as i64)
+                ))
+                .tone(tone)
+                .indented(1)
+                .to(kind.map(|k| Link::List(k, Scope::default()))),
             );
         }
         for words in text::wrap(group[0].next, room.saturating_sub(2)) {
@@ -208,28 +213,76 @@ fn numbers(o: &Overview) -> Vec<Line> {
     let mut out = vec![
         Line::heading("Cluster"),
         number("databases", o.databases, String::new(), Kind::Databases),
-        number("collections", o.collections.0, some(o.collections.1, "loaded"), Kind::Collections),
+        number(
+            "collections",
+            o.collections.0,
+            some(o.collections.1, "loaded"),
+            Kind::Collections,
+        ),
         number("partitions", o.partitions, String::new(), Kind::Partitions),
-        number("segments", sum(&o.segments), states(&o.segments), Kind::Segments),
-        number("index builds", sum(&o.builds), states(&o.builds), Kind::SegmentIndexes),
-        number("channels", o.channels.0, some(o.channels.1, "dropped"), Kind::Channels),
-        number("snapshots", sum(&o.snapshots), states(&o.snapshots), Kind::Snapshots),
-        number("jobs", o.jobs.0 + o.jobs.1, some(o.jobs.0, "running"), Kind::Jobs),
+        number(
+            "segments",
+            sum(&o.segments),
+            states(&o.segments),
+            Kind::Segments,
+        ),
+        number(
+            "index builds",
+            sum(&o.builds),
+            states(&o.builds),
+            Kind::SegmentIndexes,
+        ),
+        number(
+            "channels",
+            o.channels.0,
+            some(o.channels.1, "dropped"),
+            Kind::Channels,
+        ),
+        number(
+            "snapshots",
+            sum(&o.snapshots),
+            states(&o.snapshots),
+            Kind::Snapshots,
+        ),
+        number(
+            "jobs",
+            o.jobs.0 + o.jobs.1,
+            some(o.jobs.0, "running"),
+            Kind::Jobs,
+        ),
         number("tasks", o.tasks, String::new(), Kind::Tasks),
-        number("sessions", o.sessions.0, some(o.sessions.1, "coordinators"), Kind::Sessions),
+        number(
+            "sessions",
+            o.sessions.0,
+            some(o.sessions.1, "coordinators"),
+            Kind::Sessions,
+        ),
     ];
     if o.undecodable > 0 {
         out.push(
-            number("unreadable", o.undecodable, String::new(), Kind::Undecodable).tone(Tone::Bad),
+            number(
+                "unreadable",
+                o.undecodable,
+                String::new(),
+                Kind::Undecodable,
+            )
+            .tone(Tone::Bad),
         );
     }
     out.push(Line::blank());
     out.push(Line::heading("Data"));
-    let plain = |label: &str, value: String, note: String| {
-        Line::field(label, value).right().note(note)
-    };
-    out.push(plain("rows", text::grouped(o.rows), "deletes not taken off".into()));
-    out.push(plain("deletes", text::grouped(o.deletes as i64), String::new()));
+    let plain =
+        |label: &str, value: String, note: String| Line::field(label, value).right().note(note);
+    out.push(plain(
+        "rows",
+        text::grouped(o.rows),
+        "deletes not taken off".into(),
+    ));
+    out.push(plain(
+        "deletes",
+        text::grouped(o.deletes as i64),
+        String::new(),
+    ));
     let names = ["insert", "delta", "statistics", "BM25"];
     let split: Vec<String> = names
         .iter()
@@ -243,13 +296,21 @@ fn numbers(o: &Overview) -> Vec<Line> {
         split.join(" · "),
     ));
     out.push(plain("indexes", text::bytes(o.index_bytes), String::new()));
-    let dropped = plain("dropped", text::bytes(o.dropped_bytes), "waiting for collection".into());
+    let dropped = plain(
+        "dropped",
+        text::bytes(o.dropped_bytes),
+        "waiting for collection".into(),
+    );
     out.push(if o.dropped_bytes > 0 {
         dropped.tone(Tone::Warn)
     } else {
         dropped
     });
-    out.push(plain("log files", text::grouped(o.files as i64), String::new()));
+    out.push(plain(
+        "log files",
+        text::grouped(o.files as i64),
+        String::new(),
+    ));
     let (keys, key_bytes, value_bytes) = o.keys;
     out.push(
         plain(
@@ -269,8 +330,16 @@ fn numbers(o: &Overview) -> Vec<Line> {
             |at| at.utc().replace('T', " ").trim_end_matches('Z').to_owned(),
         ),
     ));
-    out.push(Line::field("worst lag", age(o.worst_lag)).right().note("behind now"));
-    out.push(Line::field("worst gap", age(o.worst_behind)).right().note("behind the newest"));
+    out.push(
+        Line::field("worst lag", age(o.worst_lag))
+            .right()
+            .note("behind now"),
+    );
+    out.push(
+        Line::field("worst gap", age(o.worst_behind))
+            .right()
+            .note("behind the newest"),
+    );
     out
 }
 
