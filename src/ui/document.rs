@@ -169,12 +169,15 @@ fn grow(name: String, value: &Value, depth: u16, out: &mut Vec<Line>) {
                 out.push(Line::field(name, all.join(", ")).indented(depth));
             } else {
                 out.push(
-                    Line::field(name, match items.len() {
-                        1 => "1 item".to_owned(),
-                        n => format!("{} items", text::grouped(n as i64)),
-                    })
-                        .indented(depth)
-                        .tone(Tone::Dim),
+                    Line::field(
+                        name,
+                        match items.len() {
+                            1 => "1 item".to_owned(),
+                            n => format!("{} items", text::grouped(n as i64)),
+                        },
+                    )
+                    .indented(depth)
+                    .tone(Tone::Dim),
                 );
                 for (i, child) in items.iter().enumerate() {
                     grow(format!("[{i}]"), child, depth + 1, out);

@@ -6,8 +6,8 @@
 pub mod lab;
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use crossterm::event::{Event as Term, KeyCode, KeyEvent, KeyModifiers};

@@ -6,8 +6,9 @@ use std::time::Duration;
 use falconer::engine::clock::{Clock, SystemClock};
 use falconer::engine::error::{Error, ErrorKind};
 use falconer::engine::ids::{KeyPrefix, MetaRev, UnixMs};
-use falconer::engine::meta::etcd::{EtcdProfile, EtcdStore, EtcdTls};
+use falconer::engine::meta::etcd::EtcdStore;
 use falconer::engine::meta::{Event, MetaRead, MetaWrite, RangeOpts, Span, Write};
+use falconer::engine::profile::{EtcdProfile, TlsProfile};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use secrecy::SecretString;
@@ -76,9 +77,9 @@ impl Clock for Hurried {
 }
 
 fn profile(etcd: &Etcd) -> EtcdProfile {
-    let tls = etcd.certs().map(|certs| EtcdTls {
+    let tls = etcd.certs().map(|certs| TlsProfile {
         ca: Some(certs.ca.clone()),
-        ..EtcdTls::default()
+        ..TlsProfile::default()
     });
     EtcdProfile {
         tls,
@@ -270,7 +271,7 @@ async fn tls_with_a_server_certificate() {
     let store = EtcdStore::connect(&good, clock()).await.unwrap();
     reads_writes_and_watches(&store).await;
     let tls = good.tls.clone().unwrap();
-    let with = |change: fn(&mut EtcdTls)| {
+    let with = |change: fn(&mut TlsProfile)| {
         let mut tls = tls.clone();
         change(&mut tls);
         EtcdProfile {
@@ -361,7 +362,7 @@ async fn tls_with_both_certificates() {
         let certs = etcd.certs().unwrap().clone();
         let without = profile(&etcd);
         let mut good = without.clone();
-        good.tls = Some(EtcdTls {
+        good.tls = Some(TlsProfile {
             ca: Some(certs.ca.clone()),
             cert: Some(certs.client_cert.clone()),
             key: Some(certs.client_key.clone()),
@@ -378,7 +379,7 @@ async fn tls_with_both_certificates() {
         let other = Etcd::options(version).tls(Tls::Mutual).start();
         let stranger = other.certs().unwrap();
         let mut wrong = good.clone();
-        wrong.tls = Some(EtcdTls {
+        wrong.tls = Some(TlsProfile {
             ca: Some(certs.ca.clone()),
             cert: Some(stranger.client_cert.clone()),
             key: Some(stranger.client_key.clone()),
@@ -390,7 +391,7 @@ async fn tls_with_both_certificates() {
             &["etcd.ssl.tlsCert"],
         );
         let mut mixed = good.clone();
-        mixed.tls = Some(EtcdTls {
+        mixed.tls = Some(TlsProfile {
             ca: Some(certs.ca.clone()),
             cert: Some(certs.client_cert.clone()),
             key: Some(stranger.client_key.clone()),

@@ -10,12 +10,13 @@ use falconer::engine::clock::{Clock, Entropy, ManualClock, SeededEntropy, System
 use falconer::engine::error::{Error, ErrorKind, Result};
 use falconer::engine::ids::{KeyPrefix, MetaKey, MetaRev, UnixMs};
 use falconer::engine::meta::embedded::EmbeddedStore;
-use falconer::engine::meta::etcd::{EtcdProfile, EtcdStore};
+use falconer::engine::meta::etcd::EtcdStore;
 use falconer::engine::meta::reflector::{Reflector, ReflectorEvent};
 use falconer::engine::meta::{
     Event, KeyValue, MetaRead, MetaStatus, MetaWrite, Page, RangeOpts, Span, Txn, WatchBatch,
     WatchStream, Write,
 };
+use falconer::engine::profile::EtcdProfile;
 use futures::{StreamExt, stream};
 use proptest::prelude::*;
 use tokio::sync::mpsc::Receiver;

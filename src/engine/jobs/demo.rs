@@ -144,7 +144,10 @@ impl Demo {
         let writes = puts(cx, scene.heads);
         cx.commit(Change {
             name: "heads".into(),
-            conds: writes.iter().map(|w| Cond::Absent(w.key().clone())).collect(),
+            conds: writes
+                .iter()
+                .map(|w| Cond::Absent(w.key().clone()))
+                .collect(),
             writes,
             atomic: true,
         })
@@ -164,7 +167,10 @@ impl Demo {
         };
         let ended = cx.children()?.ended(job).await?;
         if ended.state != JobState::Verified {
-            let why = ended.error.clone().unwrap_or_else(|| "no reason recorded".into());
+            let why = ended
+                .error
+                .clone()
+                .unwrap_or_else(|| "no reason recorded".into());
             return Err(Error::new(
                 ErrorKind::Conflict,
                 format!("{} did not succeed: {why}", ended.title),
@@ -179,7 +185,9 @@ impl Demo {
     async fn look(cx: &JobCx, state: State) -> Result<Next<State>> {
         let scene = scene(cx, &state)?;
         let mut there: BTreeSet<ObjectKey> = BTreeSet::new();
-        let mut listing = cx.objects.list(&ObjectKey(cx.objects.root().to_owned()), None);
+        let mut listing = cx
+            .objects
+            .list(&ObjectKey(cx.objects.root().to_owned()), None);
         while let Some(object) = listing.next().await {
             there.insert(object?.key);
         }
@@ -192,10 +200,18 @@ impl Demo {
         if !missing.is_empty() {
             return Err(Error::new(
                 ErrorKind::Corrupt,
-                format!("{} objects are missing: {}", missing.len(), missing.join(", ")),
+                format!(
+                    "{} objects are missing: {}",
+                    missing.len(),
+                    missing.join(", ")
+                ),
             ));
         }
-        cx.note(format!("{} files in {}", there.len(), cx.objects.describe()));
+        cx.note(format!(
+            "{} files in {}",
+            there.len(),
+            cx.objects.describe()
+        ));
         Ok(Next::Step(state.to(Step::Restore)))
     }
 
@@ -231,7 +247,12 @@ impl Job for Demo {
 
     async fn plan(&self, cx: &PlanCx, intent: &Intent) -> Result<Plan> {
         let seed = seed::read()?;
-        let scene = scene::draw(&seed, &IdMap::of(&seed, 1 << 50), cx.clock.now(), cx.objects.root())?;
+        let scene = scene::draw(
+            &seed,
+            &IdMap::of(&seed, 1 << 50),
+            cx.clock.now(),
+            cx.objects.root(),
+        )?;
         let root = meta_root(&cx.roots);
         let opts = RangeOpts {
             limit: 1,
@@ -256,8 +277,14 @@ impl Job for Demo {
             }],
             steps: vec![
                 format!("write {} objects", scene.objects.len()),
-                format!("write {} records, then the databases and collections", scene.children.len()),
-                format!("create {} snapshots, and leave one half made and one half dropped", SNAPSHOTS.len()),
+                format!(
+                    "write {} records, then the databases and collections",
+                    scene.children.len()
+                ),
+                format!(
+                    "create {} snapshots, and leave one half made and one half dropped",
+                    SNAPSHOTS.len()
+                ),
                 "look for every file".into(),
                 format!("begin to restore {}.{}, slowly", TARGET.0, TARGET.1),
             ],
@@ -272,7 +299,12 @@ impl Job for Demo {
                 .collect(),
             objects: ObjectChange {
                 puts: scene.objects.len() as u64,
-                samples: scene.objects.iter().take(5).map(|(key, _)| key.0.clone()).collect(),
+                samples: scene
+                    .objects
+                    .iter()
+                    .take(5)
+                    .map(|(key, _)| key.0.clone())
+                    .collect(),
                 ..ObjectChange::default()
             },
             warnings: Vec::new(),
@@ -350,7 +382,10 @@ impl Job for Demo {
 }
 
 /// Everything under the meta root; it was empty when the demo began.
-async fn all_keys(meta: &dyn MetaRead, roots: &Roots) -> Result<(MetaRev, Vec<crate::engine::meta::KeyValue>)> {
+async fn all_keys(
+    meta: &dyn MetaRead,
+    roots: &Roots,
+) -> Result<(MetaRev, Vec<crate::engine::meta::KeyValue>)> {
     let page = meta.range_all(&Span::prefix(&meta_root(roots))).await?;
     Ok((page.rev, page.kvs))
 }
