@@ -5,12 +5,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use falconer::cli::{self, Cli};
+use falconer::cli::{self, Cli, ColorChoice};
 use falconer::config::{Config, Resolved, Surroundings};
 use falconer::engine::Engine;
 use falconer::engine::clock::{Clock, Entropy, SystemClock, SystemEntropy};
 use falconer::engine::error::{Error, ErrorKind, Result};
 use falconer::engine::profile::MetaProfile;
+use falconer::ui::Options;
+use falconer::ui::theme::{ColorFlag, LookFlags};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -52,25 +54,93 @@ async fn run(cli: Cli) -> Result<u8> {
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let entropy: Arc<dyn Entropy> = Arc::new(SystemEntropy);
-    resolved = overlay(resolved, &clock).await?;
+    resolved = overlay(resolved, &clock, cli.command.is_none()).await?;
     for note in &resolved.notes {
         let _ = writeln!(std::io::stderr(), "falconer: {note}");
     }
-    let handle = Engine::open(&resolved.profile, clock, entropy).await?;
+    let handle = Engine::open(resolved.profile.clone(), clock, entropy).await?;
     match cli.command {
         Some(command) => cli::run(command, handle, &mut std::io::stdout()).await,
-        None => falconer::ui::run(handle, look(&cli.look, &resolved))
+        None => falconer::ui::run(handle, look(cli.look, &resolved))
             .await
             .map(|()| 0),
     }
 }
 
-/// What the cluster says of itself in etcd fills the keys that nothing nearer has set.
-async fn overlay(resolved: Resolved, clock: &Arc<dyn Clock>) -> Result<Resolved> {
+/// What the cluster says of itself in etcd fills the keys that nothing nearer has set. The console opens without it when etcd
+/// does not answer: it is wanted most then.
+async fn overlay(
+    mut resolved: Resolved,
+    clock: &Arc<dyn Clock>,
+    console: bool,
+) -> Result<Resolved> {
     if !matches!(resolved.profile.meta, MetaProfile::Etcd(_)) {
         return Ok(resolved);
     }
     let prefix = resolved.etcd_config_prefix();
-    let pairs = Engine::dynamic_config(&resolved.profile, &prefix, clock.clone()).await?;
-    resolved.with_etcd_config(&pairs)
+    match Engine::dynamic_config(&resolved.profile, &prefix, clock.clone()).await {
+        Ok(pairs) => resolved.with_etcd_config(&pairs),
+        Err(e) if console && e.is_transient() => {
+            resolved.notes.push(format!(
+                "the configuration under {prefix} in etcd was not read: {e}"
+            ));
+            Ok(resolved)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// Colours and letters of the console: flags first, then the profile's `color`, then the terminal.
+fn look(flags: cli::Look, resolved: &Resolved) -> Options {
+    let color = match (flags.color, resolved.color.as_deref()) {
+        (ColorChoice::Auto, Some("never" | "none")) | (ColorChoice::Never, _) => ColorFlag::Never,
+        (ColorChoice::Auto, _) => ColorFlag::Auto,
+        (ColorChoice::Always, _) => ColorFlag::Always,
+        (ColorChoice::Ansi16, _) => ColorFlag::Ansi16,
+        (ColorChoice::Ansi256, _) => ColorFlag::Ansi256,
+        (ColorChoice::True, _) => ColorFlag::True,
+    };
+    let light = match (flags.light, flags.dark) {
+        (true, _) => Some(true),
+        (_, true) => Some(false),
+        _ => None,
+    };
+    let set = |name: &str| std::env::var_os(name).is_some();
+    Options {
+        look: LookFlags {
+            color: Some(color),
+            light,
+            ascii: flags.ascii,
+        },
+        marker: set("FALCONER_UI_MARKER"),
+        panic_key: set("FALCONER_UI_PANIC_KEY"),
+        ..Options::default()
+    }
+}
+
+/// Writes a log only where `FALCONER_LOG_FILE` names a file, filtered by `FALCONER_LOG`: the console owns the terminal.
+fn log() -> Result<()> {
+    let Some(path) = std::env::var_os("FALCONER_LOG_FILE") else {
+        return Ok(());
+    };
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .map_err(|e| {
+            Error::new(
+                ErrorKind::Config,
+                format!("log file {} cannot be written", path.to_string_lossy()),
+            )
+            .fix("correct or unset FALCONER_LOG_FILE")
+            .caused_by(e)
+        })?;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("FALCONER_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("falconer=info"));
+    tracing_subscriber::fmt()
+        .json()
+        .with_env_filter(filter)
+        .with_writer(std::sync::Mutex::new(file))
+        .init();
+    Ok(())
 }

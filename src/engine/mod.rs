@@ -4,6 +4,7 @@ pub mod attach;
 pub mod clock;
 pub mod doctor;
 mod dump;
+mod dynamic;
 pub mod error;
 pub mod format;
 pub mod handle;

@@ -169,7 +169,10 @@ fn grow(name: String, value: &Value, depth: u16, out: &mut Vec<Line>) {
                 out.push(Line::field(name, all.join(", ")).indented(depth));
             } else {
                 out.push(
-                    Line::field(name, format!("{} items", text::grouped(items.len() as i64)))
+                    Line::field(name, match items.len() {
+                        1 => "1 item".to_owned(),
+                        n => format!("{} items", text::grouped(n as i64)),
+                    })
                         .indented(depth)
                         .tone(Tone::Dim),
                 );
@@ -413,7 +416,7 @@ mod tests {
                 (1, "c", "x"),
                 (1, "d", "[]"),
                 (0, "e", "1, 2"),
-                (0, "f", "1 items"),
+                (0, "f", "1 item"),
                 (1, "[0]", ""),
                 (2, "g", "null"),
             ]

@@ -6,7 +6,7 @@
 pub mod lab;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
@@ -173,7 +173,7 @@ pub fn plan(intent: Intent) -> Plan {
 pub struct Console {
     pub app: App,
     pub now: UnixMs,
-    pub raw: HashMap<MetaKey, KeyValue>,
+    pub raw: Arc<HashMap<MetaKey, KeyValue>>,
     pub asked: Vec<String>,
     pub copied: Vec<String>,
     pub quit: bool,
@@ -188,12 +188,19 @@ pub struct Console {
 impl Console {
     /// On the captured cluster, with jobs, live.
     pub fn lab(size: (u16, u16), look: Look) -> Self {
-        let keys = keyspace();
+        type Whole = (Arc<Catalog>, Arc<HashMap<MetaKey, KeyValue>>);
+        static LAB: OnceLock<Whole> = OnceLock::new();
+        let (whole, raw) = LAB.get_or_init(|| {
+            let keys = keyspace();
+            let whole = Arc::new(catalog(&keys));
+            let raw = keys.into_iter().map(|k| (k.key.clone(), k)).collect();
+            (whole, Arc::new(raw))
+        });
         let mut console = Self::empty(size, look, place(None));
-        console.feed(Msg::Catalog(Arc::new(catalog(&keys))));
+        console.raw = Arc::clone(raw);
+        console.feed(Msg::Catalog(Arc::clone(whole)));
         console.feed(Msg::Jobs(jobs()));
         console.live();
-        console.raw = keys.into_iter().map(|k| (k.key.clone(), k)).collect();
         console
     }
 
@@ -202,7 +209,7 @@ impl Console {
         Self {
             app: App::new(place, look, size),
             now: NOW,
-            raw: HashMap::new(),
+            raw: Arc::default(),
             asked: Vec::new(),
             copied: Vec::new(),
             quit: false,

@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::cx::Dials;
 use crate::engine::clock::Clock;
 use crate::engine::ids::JobId;
-use crate::engine::model::jobs::JobsView;
+use crate::engine::model::jobs::{JobState, JobsView};
+use crate::engine::plan::Intent;
 use crate::engine::plan::journal::JobRecord;
 
 const PERIOD: Duration = Duration::from_millis(100);
@@ -77,6 +78,21 @@ impl Board {
 
     pub fn get(&self, job: JobId) -> Option<JobRecord> {
         self.lock().records.get(&job).cloned()
+    }
+
+    /// The newest job begun after `parent` for this intent that has not failed.
+    pub fn child(&self, parent: JobId, intent: &Intent) -> Option<JobId> {
+        let entries = self.lock();
+        let later = entries.records.values().rev().take_while(|r| r.id > parent);
+        later
+            .filter(|r| r.intent == *intent)
+            .find(|r| {
+                !matches!(
+                    r.state,
+                    JobState::Failed | JobState::Cancelled | JobState::Undoing
+                )
+            })
+            .map(|r| r.id)
     }
 
     /// Jobs of the journal that have not ended and that nobody here drives.

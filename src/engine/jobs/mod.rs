@@ -4,6 +4,7 @@
 mod board;
 pub mod copy;
 pub mod cx;
+pub mod demo;
 mod drive;
 pub mod gc;
 pub mod gc_plan;

@@ -306,8 +306,12 @@ impl Restore {
                 }),
             );
         }
-        let ran = copy::run(&Host(cx), files, &mut state.done, copy::SLICE).await?;
-        match ran {
+        let ran = copy::run(&Host(cx), files, &mut state.done, copy::SLICE).await;
+        if ran.is_err() {
+            // The step is taken again with the state journaled last: look at what is there, do not copy it twice.
+            self.keep(state.given()?.first_id, None);
+        }
+        match ran? {
             Ran::SourceMissing => {
                 // Find them all, then fail for good.
                 let mut again = files.clone();
@@ -451,6 +455,8 @@ impl Restore {
             for line in &report.failed {
                 cx.note(format!("NOT verified: {line}"));
             }
+            // A published collection is not taken back; nothing more will be read from the snapshot either.
+            release_pin(cx, &state).await?;
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
