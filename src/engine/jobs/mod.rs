@@ -6,8 +6,13 @@ pub mod cx;
 mod drive;
 mod locks;
 pub mod meter;
+pub mod presence;
 pub mod registry;
 pub mod runner;
+pub mod select;
+pub mod snapshot_create;
+pub mod snapshot_drop;
+pub mod source;
 
 use std::sync::Arc;
 
