@@ -468,11 +468,30 @@ fn digest(metadata: &SnapshotMetadata, selection: &Selection) -> Result<String> 
         info.pending_start_time = 0;
     }
     let mut hash = Sha256::new();
-    hash.update(write_metadata(&metadata)?);
+    hash.update(canonical(&write_metadata(&metadata)?)?);
     for segment in &selection.segments {
         hash.update(manifest::write_v4(segment)?);
     }
     Ok(hex(&hash.finalize()))
+}
+
+/// The same content as the same bytes: the printer writes maps in no order of its own.
+fn canonical(json: &[u8]) -> Result<Vec<u8>> {
+    fn sort(value: &mut serde_json::Value) {
+        match value {
+            serde_json::Value::Object(members) => {
+                members.sort_keys();
+                members.values_mut().for_each(sort);
+            }
+            serde_json::Value::Array(items) => items.iter_mut().for_each(sort),
+            _ => {}
+        }
+    }
+    let unreadable =
+        |e| Error::new(ErrorKind::Internal, "the metadata just written is not JSON").caused_by(e);
+    let mut value = serde_json::from_slice(json).map_err(unreadable)?;
+    sort(&mut value);
+    serde_json::to_vec(&value).map_err(unreadable)
 }
 
 async fn write(cx: &JobCx, mut state: State) -> Result<Next<State>> {
