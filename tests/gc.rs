@@ -34,7 +34,9 @@ use object_store::path::Path;
 use proptest::prelude::*;
 use prost::Message;
 use support::faults::{Faults, Stores, World, sweep};
-use support::snapshots::{self as lab, Made, NOW, ROOT, all, collection, family, lab_world, make, objects, roots};
+use support::snapshots::{
+    self as lab, Made, NOW, ROOT, all, collection, family, lab_world, make, objects, roots,
+};
 
 fn runner(stores: &Stores, seed: u64) -> RunnerHandle {
     let executor = Executor::new(Parts {
@@ -94,7 +96,9 @@ async fn operate(stores: &Stores, intent: Intent) -> Result<Arc<JobInfo>> {
 
 async fn begin(runner: &RunnerHandle, intent: Intent) -> Result<JobId> {
     let plan = runner.plan(intent, Arc::default()).await?;
-    runner.apply(&plan.hash, plan.type_to_confirm.as_deref().unwrap_or("")).await
+    runner
+        .apply(&plan.hash, plan.type_to_confirm.as_deref().unwrap_or(""))
+        .await
 }
 
 /// A job of its own, whatever ran before.
@@ -199,7 +203,11 @@ fn named(made: &Made, bytes: &BTreeMap<String, Bytes>) -> BTreeMap<String, Bytes
     let mut out = BTreeMap::new();
     for s in &made.segments {
         let logs = [&s.binlogs, &s.statslogs, &s.deltalogs, &s.bm25_statslogs];
-        let logs = logs.into_iter().flatten().flat_map(|f| &f.binlogs).map(|b| &b.log_path);
+        let logs = logs
+            .into_iter()
+            .flatten()
+            .flat_map(|f| &f.binlogs)
+            .map(|b| &b.log_path);
         let index = s.index_files.iter().flat_map(|f| &f.index_file_paths);
         for path in logs.chain(index) {
             out.insert(path.clone(), bytes[path].clone());
@@ -214,7 +222,15 @@ fn named(made: &Made, bytes: &BTreeMap<String, Bytes>) -> BTreeMap<String, Bytes
 async fn a_snapshot_holds_its_objects_through_collection() {
     let world = lab_world().await;
     let (db, of) = collection(&*world.meta, "books").await;
-    let made = make(&world, db, of, 470_660_334_431_990_001, "nightly", usize::MAX).await;
+    let made = make(
+        &world,
+        db,
+        of,
+        470_660_334_431_990_001,
+        "nightly",
+        usize::MAX,
+    )
+    .await;
     let original = objects(&*world.objects).await;
     let held = named(&made, &original);
     assert!(held.len() > 50, "{}", held.len());
@@ -230,7 +246,13 @@ async fn a_snapshot_holds_its_objects_through_collection() {
 
     let before = objects(&*world.objects).await;
     let (plan, info) = run(&world, pass()).await;
-    assert_eq!(info.state, JobState::Verified, "{:?} {:?}", info.error, info.notes);
+    assert_eq!(
+        info.state,
+        JobState::Verified,
+        "{:?} {:?}",
+        info.error,
+        info.notes
+    );
     let after = objects(&*world.objects).await;
     for (key, bytes) in &held {
         assert_eq!(after.get(key), Some(bytes), "{key} is held by the snapshot");
@@ -239,10 +261,25 @@ async fn a_snapshot_holds_its_objects_through_collection() {
     for (key, bytes) in &after {
         assert_eq!(before.get(key), Some(bytes), "{key}");
     }
-    assert!(before.keys().filter(|k| k.contains(&restored.0.to_string())).all(|k| after.contains_key(k)));
+    assert!(
+        before
+            .keys()
+            .filter(|k| k.contains(&restored.0.to_string()))
+            .all(|k| after.contains_key(k))
+    );
     let kept: BTreeSet<i64> = made.segments.iter().map(|s| s.segment_id).collect();
-    assert_eq!(segments_of(&world, of).await, kept, "exactly what the snapshot names");
-    assert!(plan.warnings.iter().any(|w| w.contains("kept because snapshot")), "{:?}", plan.warnings);
+    assert_eq!(
+        segments_of(&world, of).await,
+        kept,
+        "exactly what the snapshot names"
+    );
+    assert!(
+        plan.warnings
+            .iter()
+            .any(|w| w.contains("kept because snapshot")),
+        "{:?}",
+        plan.warnings
+    );
 
     // The snapshot still restores, its source being gone.
     let mut again = restore.clone();
@@ -259,12 +296,24 @@ async fn a_snapshot_holds_its_objects_through_collection() {
     lab::put(&*world.meta, &made.key, record.encode_to_vec()).await;
     let expected = objects(&*world.objects).await;
     let (plan, info) = run(&world, pass()).await;
-    assert_eq!(info.state, JobState::Verified, "{:?} {:?}", info.error, info.notes);
+    assert_eq!(
+        info.state,
+        JobState::Verified,
+        "{:?} {:?}",
+        info.error,
+        info.notes
+    );
     assert!(segments_of(&world, of).await.is_empty());
     assert!(world.meta.get(&made.key).await.unwrap().is_none());
     let after = objects(&*world.objects).await;
-    assert!(!after.keys().any(|k| k.contains("/snapshots/")), "its files are gone");
-    assert!(held.keys().all(|k| !after.contains_key(k)), "nothing holds them any more");
+    assert!(
+        !after.keys().any(|k| k.contains("/snapshots/")),
+        "its files are gone"
+    );
+    assert!(
+        held.keys().all(|k| !after.contains_key(k)),
+        "nothing holds them any more"
+    );
     assert_eq!(
         plan.objects.deletes as usize,
         expected.len() - after.len(),
@@ -274,8 +323,14 @@ async fn a_snapshot_holds_its_objects_through_collection() {
     assert_eq!(plan.objects.delete_bytes, bytes(&expected) - bytes(&after));
     // Checkpoints of the dropped collection went with the last segment, in the same pass.
     let left = all(&*world.meta, "by-dev/meta/datacoord-meta/channel-cp").await;
-    assert!(left.keys().all(|k| !k.contains(&format!("_{of}v"))), "{left:?}");
-    assert!(left.keys().any(|k| k.contains(&format!("_{restored}v"))), "others stay");
+    assert!(
+        left.keys().all(|k| !k.contains(&format!("_{of}v"))),
+        "{left:?}"
+    );
+    assert!(
+        left.keys().any(|k| k.contains(&format!("_{restored}v"))),
+        "others stay"
+    );
 }
 
 /// An unreadable snapshot blocks its collection and every owner that nobody knows; others go on.
@@ -288,15 +343,27 @@ async fn an_unreadable_snapshot_blocks_its_collection_only() {
     let manifest = made.metadata.manifest_list[0].clone();
     let bytes = objects(&*world.objects).await[&manifest].clone();
     // Cut in the middle: the very file that Milvus would read as "nothing referenced".
-    lab::put_object(&world, &manifest.as_str().into(), bytes[..bytes.len() / 2].to_vec()).await;
+    lab::put_object(
+        &world,
+        &manifest.as_str().into(),
+        bytes[..bytes.len() / 2].to_vec(),
+    )
+    .await;
     drop_segments(&world, books, 4 * 3_600_000).await;
     drop_segments(&world, users, 4 * 3_600_000).await;
     let before = segments_of(&world, books).await;
     let (plan, info) = run(&world, pass()).await;
-    assert!(plan.warnings.iter().any(|w| w.contains(&manifest)), "{:?}", plan.warnings);
+    assert!(
+        plan.warnings.iter().any(|w| w.contains(&manifest)),
+        "{:?}",
+        plan.warnings
+    );
     assert_eq!(info.state, JobState::Verified, "{:?}", info.error);
     assert_eq!(segments_of(&world, books).await, before, "kept, every one");
-    assert!(segments_of(&world, users).await.is_empty(), "another collection");
+    assert!(
+        segments_of(&world, users).await.is_empty(),
+        "another collection"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -308,7 +375,11 @@ async fn tolerance_checkpoint_and_running_jobs_hold() {
     drop_segments(&world, users, 3_600_000).await;
     let (plan, _) = run(&world, pass()).await;
     assert_eq!(segments_of(&world, users).await, all_of);
-    assert!(plan.warnings.iter().any(|w| w.contains("tolerance")), "{:?}", plan.warnings);
+    assert!(
+        plan.warnings.iter().any(|w| w.contains("tolerance")),
+        "{:?}",
+        plan.warnings
+    );
     // Long enough, but an import job works on the collection.
     drop_segments(&world, users, 4 * 3_600_000).await;
     let job = pb::data::ImportJob {
@@ -325,7 +396,10 @@ async fn tolerance_checkpoint_and_running_jobs_hold() {
     let done = pb::data::ImportJob { state: 5, ..job };
     lab::put(&*world.meta, &key, done.encode_to_vec()).await;
     let cps = all(&*world.meta, "by-dev/meta/datacoord-meta/channel-cp").await;
-    for (key, value) in cps.iter().filter(|(k, _)| k.contains(&format!("_{users}v"))) {
+    for (key, value) in cps
+        .iter()
+        .filter(|(k, _)| k.contains(&format!("_{users}v")))
+    {
         let mut cp = pb::msg::MsgPosition::decode(value.clone()).unwrap();
         cp.timestamp = 5;
         lab::put(&*world.meta, &key.as_str().into(), cp.encode_to_vec()).await;
@@ -366,11 +440,31 @@ async fn snapshots_that_were_never_finished_go_after_their_time() {
         .into_iter()
         .map(|(_, s)| s.id)
         .collect();
-    assert_eq!(left, BTreeSet::from([470_660_334_431_990_002, 470_660_334_431_990_004]));
+    assert_eq!(
+        left,
+        BTreeSet::from([470_660_334_431_990_002, 470_660_334_431_990_004])
+    );
     let files = objects(&*world.objects).await;
-    let of_snapshot = |id: i64| files.keys().filter(|k| k.contains(&format!("/{id}/")) || k.contains(&format!("/{id}.json"))).count();
-    assert_eq!((of_snapshot(470_660_334_431_990_001), of_snapshot(470_660_334_431_990_003)), (0, 0));
-    assert_eq!((of_snapshot(470_660_334_431_990_002), of_snapshot(470_660_334_431_990_004)), (3, 3));
+    let of_snapshot = |id: i64| {
+        files
+            .keys()
+            .filter(|k| k.contains(&format!("/{id}/")) || k.contains(&format!("/{id}.json")))
+            .count()
+    };
+    assert_eq!(
+        (
+            of_snapshot(470_660_334_431_990_001),
+            of_snapshot(470_660_334_431_990_003)
+        ),
+        (0, 0)
+    );
+    assert_eq!(
+        (
+            of_snapshot(470_660_334_431_990_002),
+            of_snapshot(470_660_334_431_990_004)
+        ),
+        (3, 3)
+    );
     assert!(files.contains_key(&beside));
     let _ = snapshot::metadata_key(ROOT, of, SnapshotId(1));
 }
@@ -386,7 +480,13 @@ async fn orphans_are_reported_and_not_deleted() {
     lab::put_object(&world, &strange.as_str().into(), vec![0; 10]).await;
     tokio::time::advance(std::time::Duration::from_secs(400 * 24 * 3600)).await;
     let plan = plan_only(&world, pass()).await;
-    assert!(plan.steps.iter().any(|s| s.starts_with("orphan: report, not delete,")), "{:?}", plan.steps);
+    assert!(
+        plan.steps
+            .iter()
+            .any(|s| s.starts_with("orphan: report, not delete,")),
+        "{:?}",
+        plan.steps
+    );
     let (_, info) = run(&world, pass()).await;
     assert_eq!(info.state, JobState::Verified);
     let after = objects(&*world.objects).await;
@@ -455,7 +555,10 @@ async fn a_pass_survives_every_fault() {
         if info.state == JobState::Verified {
             Ok(())
         } else {
-            Err(Error::new(ErrorKind::Internal, format!("{:?}: {:?} {:?}", info.state, info.error, info.notes)))
+            Err(Error::new(
+                ErrorKind::Internal,
+                format!("{:?}: {:?} {:?}", info.state, info.error, info.notes),
+            ))
         }
     };
     let check = async |world: &World, label: &str| {
@@ -502,7 +605,18 @@ fn roll() -> impl Strategy<Value = Roll> {
         0..3_i64,
     )
         .prop_map(
-            |(dropped, ago_ms, parent, channel, dml, finished, row_deleted, in_snapshot, build_in_snapshot, rows)| Roll {
+            |(
+                dropped,
+                ago_ms,
+                parent,
+                channel,
+                dml,
+                finished,
+                row_deleted,
+                in_snapshot,
+                build_in_snapshot,
+                rows,
+            )| Roll {
                 dropped,
                 ago_ms,
                 parent,
@@ -526,25 +640,36 @@ struct Shot {
 }
 
 fn shot() -> impl Strategy<Value = Shot> {
-    (0..5_i32, 0..3_u8, any::<bool>(), 0..8_000_000_i64).prop_map(|(state, loaded, pinned, age_ms)| Shot {
-        state,
-        loaded,
-        pinned,
-        age_ms,
-    })
+    (0..5_i32, 0..3_u8, any::<bool>(), 0..8_000_000_i64).prop_map(
+        |(state, loaded, pinned, age_ms)| Shot {
+            state,
+            loaded,
+            pinned,
+            age_ms,
+        },
+    )
 }
 
-fn facts(rolls: &[Roll], shots: &[Shot], marks: &[u8; 3], cps: &[u64; 3], work: Option<usize>) -> Facts {
+fn facts(
+    rolls: &[Roll],
+    shots: &[Shot],
+    marks: &[u8; 3],
+    cps: &[u64; 3],
+    work: Option<usize>,
+) -> Facts {
     let mut world = Facts::default();
     world.now = NOW;
     world.tolerances = Tolerances::default();
-    world.indexes.insert(CollectionId(1), BTreeSet::from([IndexId(1)]));
+    world
+        .indexes
+        .insert(CollectionId(1), BTreeSet::from([IndexId(1)]));
     for i in 0..3 {
         world.channels.insert(
             VChannel(format!("c{i}")),
             ChannelFacts {
                 checkpoint: Some(Tso(cps[i])),
-                mark: [Some("non-removed"), Some("removed"), None, Some("odd")][marks[i] as usize].map(str::to_owned),
+                mark: [Some("non-removed"), Some("removed"), None, Some("odd")][marks[i] as usize]
+                    .map(str::to_owned),
             },
         );
     }
@@ -561,7 +686,11 @@ fn facts(rolls: &[Roll], shots: &[Shot], marks: &[u8; 3], cps: &[u64; 3], work: 
                 dropped_at: (r.ago_ms > 0).then(|| UnixNs((NOW.0 - r.ago_ms) * 1_000_000)),
                 dml: Tso(r.dml),
                 compacted: false,
-                from: r.parent.map(|p| SegmentId(100 + p as i64)).into_iter().collect(),
+                from: r
+                    .parent
+                    .map(|p| SegmentId(100 + p as i64))
+                    .into_iter()
+                    .collect(),
                 l0: false,
                 rows: r.rows,
             },
@@ -718,10 +847,22 @@ fn holds_say_who_and_until_when() {
     let reasons: BTreeSet<Reason> = holds.iter().map(|h| h.reason).collect();
     assert_eq!(
         reasons,
-        BTreeSet::from([Reason::Snapshot, Reason::Tolerance, Reason::Checkpoint, Reason::Job])
+        BTreeSet::from([
+            Reason::Snapshot,
+            Reason::Tolerance,
+            Reason::Checkpoint,
+            Reason::Job
+        ])
     );
-    let until = holds.iter().find(|h| h.reason == Reason::Tolerance).unwrap().until;
+    let until = holds
+        .iter()
+        .find(|h| h.reason == Reason::Tolerance)
+        .unwrap()
+        .until;
     assert_eq!(until, Some(UnixMs(NOW.0 - 1000 + 10_800_000)));
-    assert!(holds.iter().any(|h| h.by.contains("snapshot s (0)")), "{holds:?}");
+    assert!(
+        holds.iter().any(|h| h.by.contains("snapshot s (0)")),
+        "{holds:?}"
+    );
     let _ = Path::parse("x").map(|p| p.to_string());
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use falconer::engine::format::keys::{Family, Key, LogKind, Roots};
 use falconer::engine::format::{manifest, pb, snapshot};
-use falconer::engine::ids::{CollectionId, DbId, KeyPrefix, MetaKey, ObjectKey, SegmentId, SnapshotId, UnixMs};
+use falconer::engine::ids::{
+    CollectionId, DbId, KeyPrefix, MetaKey, ObjectKey, SegmentId, SnapshotId, UnixMs,
+};
 use falconer::engine::meta::{Limits, MetaWrite, Span, Txn, Write};
 use object_store::memory::InMemory;
 use object_store::path::Path;
@@ -103,7 +105,13 @@ pub async fn objects(store: &dyn ObjectStore) -> BTreeMap<String, Bytes> {
     let listed: Vec<object_store::ObjectMeta> = store.list(None).try_collect().await.unwrap();
     let mut out = BTreeMap::new();
     for meta in listed {
-        let bytes = store.get(&meta.location).await.unwrap().bytes().await.unwrap();
+        let bytes = store
+            .get(&meta.location)
+            .await
+            .unwrap()
+            .bytes()
+            .await
+            .unwrap();
         out.insert(meta.location.to_string(), bytes);
     }
     out
@@ -115,7 +123,9 @@ pub async fn collection(meta: &dyn MetaWrite, name: &str) -> (DbId, CollectionId
         .await
         .into_iter()
         .find_map(|(key, info)| match key {
-            Key::Collection(db, c) if info.schema.as_ref().unwrap().name == name && info.state == 0 => {
+            Key::Collection(db, c)
+                if info.schema.as_ref().unwrap().name == name && info.state == 0 =>
+            {
                 Some((db, c))
             }
             _ => None,
@@ -133,7 +143,14 @@ pub struct Made {
 }
 
 /// Makes a committed snapshot of a collection; at most `limit` segments, the L0 and the deleted-from first.
-pub async fn make(world: &World, db: DbId, of: CollectionId, id: i64, name: &str, limit: usize) -> Made {
+pub async fn make(
+    world: &World,
+    db: DbId,
+    of: CollectionId,
+    id: i64,
+    name: &str,
+    limit: usize,
+) -> Made {
     let meta = &*world.meta;
     let (_, info) = family::<pb::etcd::CollectionInfo>(meta, Family::Collection)
         .await
@@ -141,31 +158,41 @@ pub async fn make(world: &World, db: DbId, of: CollectionId, id: i64, name: &str
         .find(|(k, _)| *k == Key::Collection(db, of))
         .unwrap();
 
-    let seeks: Vec<pb::msg::MsgPosition> = family::<pb::msg::MsgPosition>(meta, Family::ChannelCheckpoint)
-        .await
-        .into_iter()
-        .filter_map(|(k, mut p)| match k {
-            Key::ChannelCheckpoint(v) if info.virtual_channel_names.contains(&v.0) => {
-                p.channel_name = v.0;
-                Some(p)
-            }
-            _ => None,
-        })
-        .collect();
+    let seeks: Vec<pb::msg::MsgPosition> =
+        family::<pb::msg::MsgPosition>(meta, Family::ChannelCheckpoint)
+            .await
+            .into_iter()
+            .filter_map(|(k, mut p)| match k {
+                Key::ChannelCheckpoint(v) if info.virtual_channel_names.contains(&v.0) => {
+                    p.channel_name = v.0;
+                    Some(p)
+                }
+                _ => None,
+            })
+            .collect();
     let boundary: HashMap<String, u64> = seeks
         .iter()
         .map(|p| (p.channel_name.clone(), p.timestamp))
         .collect();
     let mut logs: HashMap<(LogKind, SegmentId), Vec<pb::data::FieldBinlog>> = HashMap::new();
-    for f in [Family::Binlog, Family::Statslog, Family::Deltalog, Family::Bm25log] {
+    for f in [
+        Family::Binlog,
+        Family::Statslog,
+        Family::Deltalog,
+        Family::Bm25log,
+    ] {
         for (key, mut log) in family::<pb::data::FieldBinlog>(meta, f).await {
-            let Key::Log(kind, c, p, s, field) = key else { continue };
+            let Key::Log(kind, c, p, s, field) = key else {
+                continue;
+            };
             if c != of || log.binlogs.is_empty() {
                 continue;
             }
             for b in &mut log.binlogs {
                 b.log_path = match kind {
-                    LogKind::Insert => format!("{ROOT}/insert_log/{c}/{p}/{s}/{field}/{}", b.log_id),
+                    LogKind::Insert => {
+                        format!("{ROOT}/insert_log/{c}/{p}/{s}/{field}/{}", b.log_id)
+                    }
                     LogKind::Stats => format!("{ROOT}/stats_log/{c}/{p}/{s}/{field}/{}", b.log_id),
                     LogKind::Delta => format!("{ROOT}/delta_log/{c}/{p}/{s}/{}", b.log_id),
                     LogKind::Bm25 => format!("{ROOT}/bm25_stats/{c}/{p}/{s}/{field}/{}", b.log_id),
@@ -174,16 +201,19 @@ pub async fn make(world: &World, db: DbId, of: CollectionId, id: i64, name: &str
             logs.entry((kind, s)).or_default().push(log);
         }
     }
-    let definitions: Vec<pb::index::IndexInfo> = family::<pb::index::FieldIndex>(meta, Family::FieldIndex)
-        .await
-        .into_iter()
-        .filter(|(k, i)| matches!(k, Key::FieldIndex(c, _) if *c == of) && !i.deleted)
-        .map(|(_, i)| i.index_info.unwrap())
-        .collect();
+    let definitions: Vec<pb::index::IndexInfo> =
+        family::<pb::index::FieldIndex>(meta, Family::FieldIndex)
+            .await
+            .into_iter()
+            .filter(|(k, i)| matches!(k, Key::FieldIndex(c, _) if *c == of) && !i.deleted)
+            .map(|(_, i)| i.index_info.unwrap())
+            .collect();
     let rows = family::<pb::index::SegmentIndex>(meta, Family::SegmentIndex).await;
     let mut segments = Vec::new();
     for (key, s) in family::<pb::data::SegmentInfo>(meta, Family::Segment).await {
-        let Key::Segment(c, p, sid) = key else { continue };
+        let Key::Segment(c, p, sid) = key else {
+            continue;
+        };
         let start = s.start_position.as_ref().map_or(0, |p| p.timestamp);
         let take = |kind| logs.get(&(kind, sid)).cloned().unwrap_or_default();
         let with_data = !take(LogKind::Insert).is_empty() || !take(LogKind::Delta).is_empty();
@@ -204,11 +234,21 @@ pub async fn make(world: &World, db: DbId, of: CollectionId, id: i64, name: &str
                     index_id: r.index_id,
                     build_id: r.build_id,
                     index_name: d.index_name.clone(),
-                    index_params: d.index_params.iter().chain(&d.type_params).cloned().collect(),
+                    index_params: d
+                        .index_params
+                        .iter()
+                        .chain(&d.type_params)
+                        .cloned()
+                        .collect(),
                     index_file_paths: r
                         .index_file_keys
                         .iter()
-                        .map(|f| format!("{ROOT}/index_files/{}/{}/{p}/{sid}/{f}", r.build_id, r.index_version))
+                        .map(|f| {
+                            format!(
+                                "{ROOT}/index_files/{}/{}/{p}/{sid}/{f}",
+                                r.build_id, r.index_version
+                            )
+                        })
                         .collect(),
                     serialized_size: r.serialize_size,
                     index_version: r.index_version,
@@ -268,12 +308,13 @@ async fn write(
         .map(|(_, f)| f)
         .collect();
     schema.properties.clone_from(&info.properties);
-    let partitions: BTreeMap<String, i64> = family::<pb::etcd::PartitionInfo>(meta, Family::Partition)
-        .await
-        .into_iter()
-        .filter(|(k, p)| matches!(k, Key::Partition(c, _) if *c == of) && p.state == 0)
-        .map(|(_, p)| (p.partition_name, p.partition_id))
-        .collect();
+    let partitions: BTreeMap<String, i64> =
+        family::<pb::etcd::PartitionInfo>(meta, Family::Partition)
+            .await
+            .into_iter()
+            .filter(|(k, p)| matches!(k, Key::Partition(c, _) if *c == of) && p.state == 0)
+            .map(|(_, p)| (p.partition_name, p.partition_id))
+            .collect();
 
     let mut record = pb::data::SnapshotInfo {
         name: name.into(),
@@ -305,7 +346,10 @@ async fn write(
             .map(|s| snapshot::manifest_key(ROOT, of, SnapshotId(id), SegmentId(s.segment_id)).0)
             .collect(),
         segment_ids: segments.iter().map(|s| s.segment_id).collect(),
-        build_ids: snapshot::build_ids(&segments).into_iter().map(|b| b.0).collect(),
+        build_ids: snapshot::build_ids(&segments)
+            .into_iter()
+            .map(|b| b.0)
+            .collect(),
         layout: pb::data::SnapshotLayout::Referenced as i32,
         ..Default::default()
     };

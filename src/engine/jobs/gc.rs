@@ -15,7 +15,7 @@ use super::cx::JobCx;
 use super::gc_plan::{Filter, Item, belongings, items, plan, simulate};
 use super::gc_scan::{Scan, Seen, scan};
 use super::restore::reads;
-use super::restore_source::Reads;
+use super::restore_source::{Reads, hex};
 use super::{Job, Lock, Next, PlanCx};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key};
@@ -267,8 +267,13 @@ async fn collect(cx: &JobCx, found: &Scan, filter: &Filter, item: &Item) -> Resu
                 objects.extend(reads(cx).list(folder).await?.into_keys());
             }
             // A snapshot may name a file of another segment: then this one stays whole.
-            if let Some(key) = objects.iter().find(|key| !found.world.held_file(key).is_empty()) {
-                cx.note(format!("kept: {item:?}, because a snapshot refers to {key}"));
+            if let Some(key) = objects
+                .iter()
+                .find(|key| !found.world.held_file(key).is_empty())
+            {
+                cx.note(format!(
+                    "kept: {item:?}, because a snapshot refers to {key}"
+                ));
                 return Ok(Fate::Kept);
             }
             let Some(gone) = remove(cx, item, &objects).await? else {
@@ -276,7 +281,10 @@ async fn collect(cx: &JobCx, found: &Scan, filter: &Filter, item: &Item) -> Resu
             };
             let conds = snapshot_conds(cx, found, collection);
             forget(cx, item, &mine.records, conds).await?;
-            Ok(Fate::Collected { rule, objects: gone })
+            Ok(Fate::Collected {
+                rule,
+                objects: gone,
+            })
         }
         Item::Snapshot(id) => snapshot(cx, found, item, *id, rule).await,
         Item::Checkpoint(channel) => {
@@ -357,7 +365,10 @@ async fn snapshot(
         return Ok(Fate::Failed);
     };
     forget(cx, item, std::slice::from_ref(seen), Vec::new()).await?;
-    Ok(Fate::Collected { rule, objects: gone })
+    Ok(Fate::Collected {
+        rule,
+        objects: gone,
+    })
 }
 
 /// Whether records are as they were when they were judged.
@@ -400,7 +411,9 @@ async fn remove(cx: &JobCx, item: &Item, objects: &[ObjectKey]) -> Result<Option
         match cx.delete_object(key).await {
             Ok(there) => gone += u64::from(there),
             // The fence decides for all of it.
-            Err(e) if matches!(e.kind(), ErrorKind::Fenced | ErrorKind::Cancelled) => return Err(e),
+            Err(e) if matches!(e.kind(), ErrorKind::Fenced | ErrorKind::Cancelled) => {
+                return Err(e);
+            }
             Err(e) => {
                 cx.note(format!("kept: {item:?}, because {e}"));
                 return Ok(None);
@@ -418,12 +431,7 @@ async fn forget(cx: &JobCx, item: &Item, records: &[Seen], mut conds: Vec<Cond>)
         hash.update(seen.rev.0.to_be_bytes());
         conds.push(Cond::At(seen.key.clone(), seen.rev));
     }
-    let name: String = hash
-        .finalize()
-        .iter()
-        .take(8)
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let name = hex(&hash.finalize()[..8]);
     let kind = match item {
         Item::Segment(_) => "segment",
         Item::Build(_) => "build",
@@ -445,7 +453,13 @@ async fn forget(cx: &JobCx, item: &Item, records: &[Seen], mut conds: Vec<Cond>)
 
 /// Nothing that was collected is still there, and every live snapshot still has all its objects.
 async fn verify(cx: &JobCx, state: State) -> Result<Next<State>> {
-    let found = scan(&reads(cx), state.cutoff, Tolerances::default(), Some(cx.job)).await?;
+    let found = scan(
+        &reads(cx),
+        state.cutoff,
+        Tolerances::default(),
+        Some(cx.job),
+    )
+    .await?;
     let mut missing = Vec::new();
     for facts in &found.world.snapshots {
         if let crate::engine::model::holds::Reference::Loaded(refs) = &facts.reference {

@@ -102,7 +102,12 @@ pub fn items(scan: &Scan, filter: &Filter) -> Vec<Item> {
         .world
         .builds
         .values()
-        .filter(|row| !matches!(gc::segment(&scan.world, row.segment), Verdict::Collect { .. }))
+        .filter(|row| {
+            !matches!(
+                gc::segment(&scan.world, row.segment),
+                Verdict::Collect { .. }
+            )
+        })
         .map(|row| Item::Build(row.build));
     let snapshots = scan.snapshots.keys().copied().map(Item::Snapshot);
     let checkpoints = scan.checkpoints.keys().cloned().map(Item::Checkpoint);
@@ -153,18 +158,15 @@ impl Simulation {
             return;
         };
         let tally = self.kept.entry(first.reason).or_default();
-        match bytes {
-            Some(bytes) => {
-                tally.objects += 1;
-                tally.bytes += bytes;
-            }
-            None => {
-                tally.items += 1;
-                let list = self.examples.entry(first.reason).or_default();
-                if list.len() < SAMPLES {
-                    list.push((what(), first.clone()));
-                }
-            }
+        if let Some(bytes) = bytes {
+            tally.objects += 1;
+            tally.bytes += bytes;
+            return;
+        }
+        tally.items += 1;
+        let list = self.examples.entry(first.reason).or_default();
+        if list.len() < SAMPLES {
+            list.push((what(), first.clone()));
         }
     }
 }
@@ -206,7 +208,8 @@ pub async fn simulate(reads: &Reads<'_>, scan: &Scan, filter: &Filter) -> Result
             .copied()
             .or_else(|| owner.snapshot.and_then(|id| snapshots.get(&id).copied()))
             .or_else(|| {
-                let inside = |(folder, _): &&(String, Rule)| object.key.0.starts_with(folder.as_str());
+                let inside =
+                    |(folder, _): &&(String, Rule)| object.key.0.starts_with(folder.as_str());
                 folders.iter().find(inside).map(|(_, rule)| *rule)
             });
         if let Some(rule) = rule {
@@ -215,7 +218,10 @@ pub async fn simulate(reads: &Reads<'_>, scan: &Scan, filter: &Filter) -> Result
             tally.bytes += object.size;
             continue;
         }
-        if matches!(path, ParsedPath::Unknown | ParsedPath::Known(ObjPath::Opaque(..))) {
+        if matches!(
+            path,
+            ParsedPath::Unknown | ParsedPath::Known(ObjPath::Opaque(..))
+        ) {
             out.unknown.objects += 1;
             out.unknown.bytes += object.size;
             continue;
@@ -261,7 +267,11 @@ pub fn plan(intent: &Intent, scan: &Scan, found: &Simulation, rev: MetaRev) -> P
         scan.world.now.utc()
     )];
     for (rule, tally) in &found.by_rule {
-        let verb = if rule.deletes() { "delete" } else { "report, not delete," };
+        let verb = if rule.deletes() {
+            "delete"
+        } else {
+            "report, not delete,"
+        };
         steps.push(format!(
             "{}: {verb} {} with {} objects, {} bytes",
             rule.name(),

@@ -21,8 +21,7 @@ use crate::engine::ids::{
 use crate::engine::meta::KeyValue;
 use crate::engine::model::data::Pin;
 use crate::engine::model::holds::{
-    self, BuildFacts, ChannelFacts, Reference, SegmentFacts, SnapshotFacts, Tolerances,
-    Work, World,
+    self, BuildFacts, ChannelFacts, Reference, SegmentFacts, SnapshotFacts, Tolerances, Work, World,
 };
 use crate::engine::plan::Intent;
 use crate::engine::plan::journal::{JobRecord, Keys};
@@ -89,7 +88,10 @@ impl Scan {
     fn bad(&mut self, collection: Option<CollectionId>, why: String) {
         match collection {
             Some(c) => {
-                self.world.unreadable.entry(c).or_insert_with(|| why.clone());
+                self.world
+                    .unreadable
+                    .entry(c)
+                    .or_insert_with(|| why.clone());
             }
             None => self.world.unreadable_any = Some(why.clone()),
         }
@@ -135,7 +137,10 @@ fn read<M: Message + Default>(
         Decoded::Value(message) => Some(message),
         Decoded::Tombstone => None,
         Decoded::Undecodable { reason } => {
-            out.bad(collection, format!("record {} cannot be read: {reason}", kv.key));
+            out.bad(
+                collection,
+                format!("record {} cannot be read: {reason}", kv.key),
+            );
             None
         }
     }
@@ -263,9 +268,9 @@ async fn segments(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
         mains.insert(s, Seen::of(&kv));
         let mut mine = Belongings::default();
         if info.manifest_path.trim_start().starts_with('{') {
-            let base = ManifestPath::parse(&info.manifest_path).ok().and_then(|m| {
-                SegmentBase::parse(root, reads.objects.bucket(), &m.base_path)
-            });
+            let base = ManifestPath::parse(&info.manifest_path)
+                .ok()
+                .and_then(|m| SegmentBase::parse(root, reads.objects.bucket(), &m.base_path));
             match base {
                 // Only a folder that names this very segment is its own.
                 Some(base) if base.2 == s && base.0 == c => {
@@ -274,7 +279,10 @@ async fn segments(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
                 }
                 _ => out.bad(
                     Some(c),
-                    format!("segment {s}: manifest path {:?} is not its folder", info.manifest_path),
+                    format!(
+                        "segment {s}: manifest path {:?} is not its folder",
+                        info.manifest_path
+                    ),
                 ),
             }
         } else if !info.manifest_path.is_empty() {
@@ -285,12 +293,19 @@ async fn segments(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
         out.segments.insert(s, mine);
         out.world.segments.insert(s, facts(&info, c, s));
     }
-    for family in [Family::Binlog, Family::Statslog, Family::Deltalog, Family::Bm25log] {
+    for family in [
+        Family::Binlog,
+        Family::Statslog,
+        Family::Deltalog,
+        Family::Bm25log,
+    ] {
         for kv in reads.family(family).await?.kvs {
-            let Some(Key::Log(kind, c, p, s, f)) = parse(reads, &kv) else {
+            let Some(key) = parse(reads, &kv) else {
                 continue;
             };
-            let key = Key::Log(kind, c, p, s, f);
+            let Key::Log(kind, c, p, s, _) = key else {
+                continue;
+            };
             // An empty value is a record without logs.
             let Some(log) = read::<pb::data::FieldBinlog>(out, &key, &kv, Some(c)) else {
                 continue;
@@ -311,7 +326,12 @@ async fn segments(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
         }
     }
     // Rows and files of its indexes go with a segment; its own record goes last.
-    let rows: Vec<(SegmentId, BuildId)> = out.world.builds.values().map(|b| (b.segment, b.build)).collect();
+    let rows: Vec<(SegmentId, BuildId)> = out
+        .world
+        .builds
+        .values()
+        .map(|b| (b.segment, b.build))
+        .collect();
     for (segment, build) in rows {
         if let (Some(mine), Some(row)) = (out.segments.get_mut(&segment), out.builds.get(&build)) {
             mine.records.splice(0..0, row.records.iter().cloned());
@@ -340,7 +360,11 @@ fn facts(info: &pb::data::SegmentInfo, c: CollectionId, s: SegmentId) -> Segment
             .map(UnixNs),
         dml: Tso(info.dml_position.as_ref().map_or(0, |p| p.timestamp)),
         compacted: info.compacted,
-        from: info.compaction_from.iter().map(|id| SegmentId(*id)).collect(),
+        from: info
+            .compaction_from
+            .iter()
+            .map(|id| SegmentId(*id))
+            .collect(),
         l0: info.level == holds::L0,
         rows: info.num_of_rows,
     }
@@ -377,12 +401,7 @@ fn inline_logs(
 }
 
 /// Text and JSON index files (`spec/layout.md` §7.3): full keys or names.
-fn field_files(
-    root: &str,
-    (c, p, s): Place,
-    info: &pb::data::SegmentInfo,
-    mine: &mut Belongings,
-) {
+fn field_files(root: &str, (c, p, s): Place, info: &pb::data::SegmentInfo, mine: &mut Belongings) {
     let at = |build: i64, version: i64, field: i64, file: &str| FieldIndexFile {
         build: BuildId(build),
         version,
@@ -396,7 +415,7 @@ fn field_files(
         return;
     }
     let mut add = |full: &str, key: ObjectKey| {
-        let text = if full.contains("/") && ObjPath::parse(root, full).known().is_some() {
+        let text = if full.contains('/') && ObjPath::parse(root, full).known().is_some() {
             ObjectKey(full.to_owned())
         } else {
             key
@@ -423,12 +442,12 @@ fn field_files(
 
 /// Whether a query node may have something loaded: stored targets, and load records while a query node is registered.
 async fn loaded(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
-    let nodes = reads
-        .family(Family::Session)
-        .await?
-        .kvs
-        .iter()
-        .any(|kv| matches!(parse(reads, kv), Some(Key::Session(Role::QueryNode | Role::StreamingNode, _))));
+    let nodes = reads.family(Family::Session).await?.kvs.iter().any(|kv| {
+        matches!(
+            parse(reads, kv),
+            Some(Key::Session(Role::QueryNode | Role::StreamingNode, _))
+        )
+    });
     if nodes {
         for kv in reads.family(Family::CollectionLoad).await?.kvs {
             match parse(reads, &kv) {
@@ -518,7 +537,10 @@ async fn foreign_work(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
             let ids = task.input_segments.iter().chain(&task.result_segments);
             out.world.work.push(Work {
                 by: format!("compaction {}", task.plan_id),
-                segments: ids.chain(&task.tmp_segments).map(|id| SegmentId(*id)).collect(),
+                segments: ids
+                    .chain(&task.tmp_segments)
+                    .map(|id| SegmentId(*id))
+                    .collect(),
                 ..Work::default()
             });
         }
@@ -560,7 +582,10 @@ async fn our_work(reads: &Reads<'_>, out: &mut Scan, me: Option<JobId>) -> Resul
         }
         match serde_json::from_slice::<JobRecord>(&kv.value) {
             Ok(job) => {
-                if job.state.ended() || Some(job.id) == me || matches!(job.intent, Intent::Gc { .. }) {
+                if job.state.ended()
+                    || Some(job.id) == me
+                    || matches!(job.intent, Intent::Gc { .. })
+                {
                     continue;
                 }
                 out.world.work.push(Work {
@@ -597,7 +622,10 @@ async fn snapshots(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
             _ => Reference::NotLoaded,
         };
         if let Reference::Failed(why) = &reference {
-            out.unreadable.push(format!("snapshot {} ({id}) of collection {c}: {why}", info.name));
+            out.unreadable.push(format!(
+                "snapshot {} ({id}) of collection {c}: {why}",
+                info.name
+            ));
         }
         out.world.snapshots.push(SnapshotFacts {
             id,
@@ -631,7 +659,11 @@ async fn reference(reads: &Reads<'_>, record: &Bytes) -> Reference {
         Err(e) => return Reference::Failed(e.to_string()),
     };
     match reads.read_source(info).await {
-        Ok(source) => match super::restore_files::references(&source, reads.objects.root(), reads.objects.bucket()) {
+        Ok(source) => match super::restore_files::references(
+            &source,
+            reads.objects.root(),
+            reads.objects.bucket(),
+        ) {
             Ok(refs) => Reference::Loaded(Arc::new(refs)),
             Err(e) => Reference::Failed(e.to_string()),
         },

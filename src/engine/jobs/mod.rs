@@ -12,6 +12,7 @@ mod locks;
 pub mod meter;
 pub mod registry;
 pub mod restore;
+mod restore_copy;
 mod restore_files;
 pub mod restore_map;
 mod restore_names;
@@ -19,13 +20,12 @@ pub mod restore_pin;
 pub mod restore_plan;
 mod restore_records;
 pub mod restore_source;
+pub mod restore_state;
 mod restore_undo;
 mod restore_v3;
 mod restore_watch;
 pub mod runner;
 pub mod verify;
-
-
 
 use std::sync::Arc;
 

@@ -126,8 +126,12 @@ fn field_file(
     Ok(FieldIndexFile {
         build: BuildId(build),
         version,
-        collection: collection
-            .ok_or_else(|| corrupt(format!("channel {:?} names no collection", segment.channel_name)))?,
+        collection: collection.ok_or_else(|| {
+            corrupt(format!(
+                "channel {:?} names no collection",
+                segment.channel_name
+            ))
+        })?,
         partition: PartitionId(segment.partition_id),
         segment: SegmentId(segment.segment_id),
         field: FieldId(field),
@@ -147,7 +151,9 @@ fn text_path(
         return typed(root, file);
     }
     let ids = (stats.build_id, stats.version, stats.field_id);
-    Ok(ObjPath::TextLog(field_file(segment, ids, collection, file)?))
+    Ok(ObjPath::TextLog(field_file(
+        segment, ids, collection, file,
+    )?))
 }
 
 fn json_path(
@@ -168,13 +174,14 @@ fn json_path(
     })
 }
 
-
 /// Everything a snapshot refers to: what garbage collection must keep.
 pub(super) fn references(source: &Source, root: &str, bucket: &str) -> Result<References> {
     let mut out = References::default();
     // The JSON's own lists first: they hold even where a manifest says less.
-    out.segments.extend(source.metadata.segment_ids.iter().map(|id| SegmentId(*id)));
-    out.builds.extend(source.metadata.build_ids.iter().map(|id| BuildId(*id)));
+    out.segments
+        .extend(source.metadata.segment_ids.iter().map(|id| SegmentId(*id)));
+    out.builds
+        .extend(source.metadata.build_ids.iter().map(|id| BuildId(*id)));
     for segment in &source.segments {
         let id = SegmentId(segment.segment_id);
         out.segments.insert(id);
@@ -184,7 +191,8 @@ pub(super) fn references(source: &Source, root: &str, bucket: &str) -> Result<Re
             out.segments.extend(path.owner().segment);
             out.files.insert(path.to_key(root));
         }
-        out.builds.extend(segment.index_files.iter().map(|f| BuildId(f.build_id)));
+        out.builds
+            .extend(segment.index_files.iter().map(|f| BuildId(f.build_id)));
         if !segment.manifest_path.is_empty()
             && let StorageManifest::Packed(packed) = StorageManifest::parse(&segment.manifest_path)?
         {

@@ -22,9 +22,12 @@ pub(super) async fn name_is_free(
     except: Option<CollectionId>,
 ) -> Result<Vec<Cond>> {
     let taken = |what: &str, key: &MetaKey| {
-        Error::new(ErrorKind::Conflict, format!("{what} {name} exists in the database"))
-            .with("key", key)
-            .fix("choose another name, or drop it first")
+        Error::new(
+            ErrorKind::Conflict,
+            format!("{what} {name} exists in the database"),
+        )
+        .with("key", key)
+        .fix("choose another name, or drop it first")
     };
     let mut conds = Vec::new();
     for key in alias_keys(db, name) {
@@ -99,4 +102,3 @@ fn collection_name(key: Option<&Key>, value: &[u8]) -> Result<Option<String>> {
     let info = pb::etcd::CollectionInfo::decode(value).map_err(|_| unreadable())?;
     Ok(info.schema.map(|s| s.name))
 }
-

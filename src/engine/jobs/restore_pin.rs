@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::cx::JobCx;
-use super::restore::{State, reads};
+use super::restore::reads;
+use super::restore_state::State;
 use crate::engine::clock::Entropy;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
@@ -17,9 +18,9 @@ use crate::engine::meta::{Cond, Write};
 use crate::engine::plan::execute::Change;
 
 /// How long a pin lasts without its job.
-pub const PIN_TTL: Duration = Duration::from_secs(3600);
+pub const PIN_TTL: Duration = Duration::from_hours(1);
 /// It is renewed when less than this is left.
-pub const PIN_RENEW: Duration = Duration::from_secs(2400);
+pub const PIN_RENEW: Duration = Duration::from_mins(40);
 /// Tries against others that change the record at the same time.
 const TRIES: u32 = 8;
 
@@ -45,13 +46,19 @@ impl HeldPin {
 }
 
 fn in_ms(now: UnixMs, after: Duration) -> UnixMs {
-    UnixMs(now.0.saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX)))
+    UnixMs(
+        now.0
+            .saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX)),
+    )
 }
 
 pub(super) fn gone(state: &State) -> Error {
     Error::new(
         ErrorKind::NotFound,
-        format!("snapshot {} of collection {} is gone", state.snapshot, state.of),
+        format!(
+            "snapshot {} of collection {} is gone",
+            state.snapshot, state.of
+        ),
     )
     .fix("choose another snapshot")
 }
@@ -63,7 +70,10 @@ pub(super) async fn set_pin(cx: &JobCx, state: &State, pin: HeldPin) -> Result<(
         tries += 1;
         match try_set(cx, state, pin).await {
             // Another pin came or went: look again. A snapshot that is being dropped answers with an error of its own.
-            Err(e) if e.kind() == ErrorKind::Conflict && e.context(MOVED).is_some() && tries < TRIES => {}
+            Err(e)
+                if e.kind() == ErrorKind::Conflict
+                    && e.context(MOVED).is_some()
+                    && tries < TRIES => {}
             done => return done,
         }
     }
@@ -77,13 +87,19 @@ async fn try_set(cx: &JobCx, state: &State, pin: HeldPin) -> Result<()> {
     if committed != 0 && committed != pb::data::SnapshotState::Committed as u64 {
         return Err(Error::new(
             ErrorKind::Conflict,
-            format!("snapshot {} is not committed: it is being created or dropped", state.snapshot),
+            format!(
+                "snapshot {} is not committed: it is being created or dropped",
+                state.snapshot
+            ),
         )
         .fix("choose another snapshot"));
     }
-    let mut pins = patch
-        .packed(11)
-        .ok_or_else(|| Error::new(ErrorKind::Corrupt, format!("pins of {} cannot be read", kv.key)))?;
+    let mut pins = patch.packed(11).ok_or_else(|| {
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("pins of {} cannot be read", kv.key),
+        )
+    })?;
     let id = pin.id as u64;
     if !pins.contains(&id) {
         pins.push(id);
@@ -145,7 +161,9 @@ pub(super) async fn release_pin(cx: &JobCx, state: &State) -> Result<()> {
 async fn try_release(cx: &JobCx, state: &State) -> Result<()> {
     let (Some(pin), Some(kv)) = (
         state.pin,
-        reads(cx).record(&Key::Snapshot(state.of, state.snapshot)).await?,
+        reads(cx)
+            .record(&Key::Snapshot(state.of, state.snapshot))
+            .await?,
     ) else {
         return Ok(());
     };
@@ -167,4 +185,3 @@ async fn try_release(cx: &JobCx, state: &State) -> Result<()> {
     .await?;
     Ok(())
 }
-

@@ -12,7 +12,9 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::codec::is_tombstone;
 use crate::engine::format::keys::Family;
 use crate::engine::format::pb;
-use crate::engine::ids::{CollectionId, DbId, KeyPrefix, MetaKey, MetaRev, ObjectKey, SnapshotId, UnixMs};
+use crate::engine::ids::{
+    CollectionId, DbId, KeyPrefix, MetaKey, MetaRev, ObjectKey, SnapshotId, UnixMs,
+};
 use crate::engine::meta::{RangeOpts, Span};
 use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
 
@@ -65,7 +67,11 @@ impl Survey {
             None => Ok(()),
             Some(check) => Err(Error::new(
                 ErrorKind::Conflict,
-                format!("{}: {}", check.name, check.failed.as_deref().unwrap_or_default()),
+                format!(
+                    "{}: {}",
+                    check.name,
+                    check.failed.as_deref().unwrap_or_default()
+                ),
             )
             .fix("plan the restore again")),
         }
@@ -77,7 +83,12 @@ fn refuse(what: impl Into<String>, fix: &str) -> Error {
 }
 
 /// Looks at everything. An error means that looking itself failed; what does not hold is a failed check.
-pub async fn survey(reads: &Reads<'_>, snapshot: SnapshotId, database: &str, name: &str) -> Result<Survey> {
+pub async fn survey(
+    reads: &Reads<'_>,
+    snapshot: SnapshotId,
+    database: &str,
+    name: &str,
+) -> Result<Survey> {
     let mut out = Survey::default();
     let named = valid_name(name);
     out.check("target name is well formed", named);
@@ -88,7 +99,10 @@ pub async fn survey(reads: &Reads<'_>, snapshot: SnapshotId, database: &str, nam
             out.rests_on.extend(key.clone());
             out.check("target database exists", Ok(format!("{database} ({id})")));
             match name_is_free(reads, *id, name, None).await {
-                Ok(_) => out.check("target name is free", Ok(format!("{name} is no collection and no alias"))),
+                Ok(_) => out.check(
+                    "target name is free",
+                    Ok(format!("{name} is no collection and no alias")),
+                ),
                 Err(e) if e.is_transient() => return Err(e),
                 Err(e) => out.check("target name is free", Err(e)),
             };
@@ -96,8 +110,11 @@ pub async fn survey(reads: &Reads<'_>, snapshot: SnapshotId, database: &str, nam
         None => {
             out.check(
                 "target database exists",
-                Err(Error::new(ErrorKind::NotFound, format!("there is no database {database}"))
-                    .fix("create it in Milvus, or choose another")),
+                Err(Error::new(
+                    ErrorKind::NotFound,
+                    format!("there is no database {database}"),
+                )
+                .fix("create it in Milvus, or choose another")),
             );
         }
     }
@@ -115,7 +132,11 @@ pub async fn survey(reads: &Reads<'_>, snapshot: SnapshotId, database: &str, nam
     let info = match pb::data::SnapshotInfo::decode(record.value.clone()) {
         Ok(info) => info,
         Err(e) => {
-            let e = Error::new(ErrorKind::Corrupt, format!("snapshot record {} cannot be decoded", record.key)).caused_by(e);
+            let e = Error::new(
+                ErrorKind::Corrupt,
+                format!("snapshot record {} cannot be decoded", record.key),
+            )
+            .caused_by(e);
             out.check("snapshot is committed", Err(e));
             return Ok(out);
         }
@@ -134,9 +155,21 @@ pub async fn survey(reads: &Reads<'_>, snapshot: SnapshotId, database: &str, nam
     };
     out.check(
         "snapshot files are readable",
-        Ok(format!("{} segments, format version {}", source.segments.len(), source.metadata.format_version)),
+        Ok(format!(
+            "{} segments, format version {}",
+            source.segments.len(),
+            source.metadata.format_version
+        )),
     );
-    contents(reads, &mut out, source, db.as_ref().map(|(_, info, _)| info), database, name).await?;
+    contents(
+        reads,
+        &mut out,
+        source,
+        db.as_ref().map(|(_, info, _)| info),
+        database,
+        name,
+    )
+    .await?;
     Ok(out)
 }
 
@@ -160,7 +193,12 @@ async fn contents(
         now: UnixMs(0),
         starts: BTreeMap::new(),
     };
-    match draw(&source, &given, reads.objects.root(), reads.objects.bucket()) {
+    match draw(
+        &source,
+        &given,
+        reads.objects.root(),
+        reads.objects.bucket(),
+    ) {
         Err(e) => {
             out.check("partitions, channels and paths map", Err(e));
         }
@@ -169,7 +207,11 @@ async fn contents(
                 "partitions, channels and paths map",
                 Ok(format!(
                     "{} partitions, {} channels, {} records",
-                    source.metadata.collection.as_ref().map_or(0, |c| c.partitions.len()),
+                    source
+                        .metadata
+                        .collection
+                        .as_ref()
+                        .map_or(0, |c| c.partitions.len()),
                     sketch.channels.len(),
                     sketch.children.len() + 1
                 )),
@@ -178,7 +220,10 @@ async fn contents(
             let missing = sizes(reads, &mut files).await?;
             if missing.is_empty() {
                 let bytes: u64 = files.iter().map(|f| f.size).sum();
-                out.check("all objects are there", Ok(format!("{} objects, {bytes} bytes", files.len())));
+                out.check(
+                    "all objects are there",
+                    Ok(format!("{} objects, {bytes} bytes", files.len())),
+                );
                 out.files = files;
             } else {
                 absent(out, &missing, files.len());
@@ -196,8 +241,10 @@ fn absent(out: &mut Survey, missing: &[ObjectKey], all: usize) {
     for key in missing.iter().take(NAMED) {
         out.check(
             "object is there",
-            Err(Error::new(ErrorKind::NotFound, format!("object {key} is missing"))
-                .fix("bring it back from a backup of the bucket, or use another snapshot")),
+            Err(
+                Error::new(ErrorKind::NotFound, format!("object {key} is missing"))
+                    .fix("bring it back from a backup of the bucket, or use another snapshot"),
+            ),
         );
     }
     let more = missing.len().saturating_sub(NAMED);
@@ -236,8 +283,11 @@ pub async fn sizes(reads: &Reads<'_>, files: &mut [CopyFile]) -> Result<Vec<Obje
 /// Milvus's rule for names (`spec/snapshot.md` §3.3), on exactly what is stored.
 fn valid_name(name: &str) -> Result<String> {
     let bad = |why: &str| {
-        Err(Error::new(ErrorKind::Invalid, format!("collection name {name:?} {why}"))
-            .fix("use a letter or _ first, then letters, digits, _ or $, at most 255 bytes"))
+        Err(Error::new(
+            ErrorKind::Invalid,
+            format!("collection name {name:?} {why}"),
+        )
+        .fix("use a letter or _ first, then letters, digits, _ or $, at most 255 bytes"))
     };
     if name.is_empty() || name.len() > 255 {
         return bad("is empty or longer than 255 bytes");
@@ -245,7 +295,10 @@ fn valid_name(name: &str) -> Result<String> {
     if !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
         return bad("does not begin with a letter or _");
     }
-    if !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '$') {
+    if !name
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '$')
+    {
         return bad("holds another character");
     }
     Ok(name.to_owned())
@@ -275,7 +328,11 @@ async fn database_record(reads: &Reads<'_>, name: &str) -> Result<Option<Databas
 
 /// A vchannel that the streaming service does not know freezes for ever (`spec/layout.md` §5.3): refused until it can be registered.
 async fn no_streaming(reads: &Reads<'_>) -> Result<Result<String>> {
-    let base = [reads.roots.root.as_str(), reads.roots.meta.as_str(), "streamingcoord-meta"];
+    let base = [
+        reads.roots.root.as_str(),
+        reads.roots.meta.as_str(),
+        "streamingcoord-meta",
+    ];
     let prefix = KeyPrefix::new(
         &base
             .iter()
@@ -307,7 +364,10 @@ fn committed(info: &pb::data::SnapshotInfo) -> Result<String> {
         3 => "is being dropped".to_owned(),
         other => format!("is in the unknown state {other}"),
     };
-    Err(refuse(format!("snapshot {} {what}", info.name), "choose another snapshot"))
+    Err(refuse(
+        format!("snapshot {} {what}", info.name),
+        "choose another snapshot",
+    ))
 }
 
 fn storage(source: &Source) -> Result<String> {
@@ -330,7 +390,10 @@ fn storage(source: &Source) -> Result<String> {
 }
 
 fn property<'a>(list: &'a [pb::common::KeyValuePair], key: &str) -> Option<&'a str> {
-    list.iter().rev().find(|p| p.key == key).map(|p| p.value.as_str())
+    list.iter()
+        .rev()
+        .find(|p| p.key == key)
+        .map(|p| p.value.as_str())
 }
 
 /// `spec/snapshot.md` §5.1: plain to plain, or the same encryption zone.
@@ -356,14 +419,21 @@ fn encryption(source: &Source, db: Option<&pb::etcd::DatabaseInfo>) -> Result<St
             "restore into a database without encryption",
         )),
         (Some(a), true, b) => Err(refuse(
-            format!("the snapshot is in encryption zone {a}, the database in {}", b.unwrap_or("none")),
+            format!(
+                "the snapshot is in encryption zone {a}, the database in {}",
+                b.unwrap_or("none")
+            ),
             "restore into its own database",
         )),
     }
 }
 
 fn external(source: &Source) -> Result<String> {
-    let schema = source.metadata.collection.as_ref().and_then(|c| c.schema.as_ref());
+    let schema = source
+        .metadata
+        .collection
+        .as_ref()
+        .and_then(|c| c.schema.as_ref());
     match schema.map(|s| s.external_source.as_str()) {
         Some(place) if !place.is_empty() => Err(Error::new(
             ErrorKind::Unsupported,
@@ -409,7 +479,9 @@ fn warn(out: &mut Survey, source: &Source) {
             boundary.join(", ")
         ));
     }
-    out.warnings.push("the restored collection is not loaded; load it after the coordinators have started".into());
+    out.warnings.push(
+        "the restored collection is not loaded; load it after the coordinators have started".into(),
+    );
 }
 
 /// `spec/layout.md` §3.2: without parents and without the compound stats log, Milvus wants equal counts.
@@ -436,15 +508,24 @@ pub async fn plan(reads: &Reads<'_>, intent: &Intent) -> Result<Plan> {
         return Err(Error::new(ErrorKind::Internal, "not a restore"));
     };
     let found = survey(reads, *snapshot, database, collection).await?;
-    let label = found
+    let label = found.source.as_ref().map_or_else(
+        || snapshot.to_string(),
+        |s| {
+            let of = s
+                .metadata
+                .collection
+                .as_ref()
+                .and_then(|c| c.schema.as_ref());
+            format!("{}@{}", of.map_or("?", |s| s.name.as_str()), s.record.name)
+        },
+    );
+    let bytes: u64 = found.files.iter().map(|f| f.size).sum();
+    let ids = found
         .source
         .as_ref()
-        .map_or_else(|| snapshot.to_string(), |s| {
-            let of = s.metadata.collection.as_ref().and_then(|c| c.schema.as_ref());
-            format!("{}@{}", of.map_or("?", |s| s.name.as_str()), s.record.name)
-        });
-    let bytes: u64 = found.files.iter().map(|f| f.size).sum();
-    let ids = found.source.as_ref().map(ids_needed).transpose()?.unwrap_or(0);
+        .map(ids_needed)
+        .transpose()?
+        .unwrap_or(0);
     let records = found.sketch.as_ref().map_or(0, |b| b.children.len() + 1);
     Ok(Plan {
         intent: intent.clone(),
@@ -453,9 +534,15 @@ pub async fn plan(reads: &Reads<'_>, intent: &Intent) -> Result<Plan> {
             "pin the snapshot for one hour, renewed while the job runs".into(),
             format!("take {ids} new ids from the cluster's allocator"),
             "record the job where Milvus's own tools see it".into(),
-            format!("copy {} objects ({bytes} bytes) inside the store", found.files.len()),
+            format!(
+                "copy {} objects ({bytes} bytes) inside the store",
+                found.files.len()
+            ),
             "list every copied object and compare its size".into(),
-            format!("write {} records, invisible without the collection's own", records.saturating_sub(1)),
+            format!(
+                "write {} records, invisible without the collection's own",
+                records.saturating_sub(1)
+            ),
             format!("publish {database}.{collection} in one transaction"),
             "read everything back and compare it with the snapshot".into(),
             "release the snapshot".into(),
@@ -464,12 +551,19 @@ pub async fn plan(reads: &Reads<'_>, intent: &Intent) -> Result<Plan> {
         objects: ObjectChange {
             copies: found.files.len() as u64,
             copy_bytes: bytes,
-            samples: found.files.iter().take(5).map(|f| f.from.0.clone()).collect(),
+            samples: found
+                .files
+                .iter()
+                .take(5)
+                .map(|f| f.from.0.clone())
+                .collect(),
             ..ObjectChange::default()
         },
         checks: found.checks,
         warnings: found.warnings,
-        undo: format!("drop {database}.{collection} in Milvus; until it is published, cancelling the job takes everything back"),
+        undo: format!(
+            "drop {database}.{collection} in Milvus; until it is published, cancelling the job takes everything back"
+        ),
         danger: Danger::Low,
         type_to_confirm: None,
         based_on: found.rev,
@@ -492,9 +586,18 @@ fn changes(found: &Survey, database: &str, name: &str) -> Vec<KeyChange> {
         format!("shards: {}", description.num_shards),
         format!("consistency level: {}", description.consistency_level),
     ];
-    lines.extend(description.properties.iter().map(|p| format!("property {}: {}", p.key, crate::engine::format::mask::text(&p.value))));
+    lines.extend(description.properties.iter().map(|p| {
+        format!(
+            "property {}: {}",
+            p.key,
+            crate::engine::format::mask::text(&p.value)
+        )
+    }));
     let mut out = vec![KeyChange {
-        key: format!("root-coord/database/collection-info/{}/<new>", found.db.unwrap_or_default()),
+        key: format!(
+            "root-coord/database/collection-info/{}/<new>",
+            found.db.unwrap_or_default()
+        ),
         before: None,
         after: Some(lines.join("\n")),
     }];
@@ -508,9 +611,17 @@ fn changes(found: &Survey, database: &str, name: &str) -> Vec<KeyChange> {
         after: Some(format!("{n} records: {}", family.title())),
     }));
     out.push(KeyChange {
-        key: MetaKey::from(format!("datacoord-meta/snapshot/{}/{}", found.of, source.id())).text(),
+        key: MetaKey::from(format!(
+            "datacoord-meta/snapshot/{}/{}",
+            found.of,
+            source.id()
+        ))
+        .text(),
         before: Some(format!("pins: {}", source.record.pin_ids.len())),
-        after: Some(format!("pins: {} while the job runs", source.record.pin_ids.len() + 1)),
+        after: Some(format!(
+            "pins: {} while the job runs",
+            source.record.pin_ids.len() + 1
+        )),
     });
     out
 }

@@ -274,4 +274,3 @@ fn merged(list: &[pb::data::FieldBinlog]) -> Result<BTreeMap<i64, pb::data::Fiel
     }
     Ok(out)
 }
-

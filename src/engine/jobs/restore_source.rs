@@ -90,11 +90,10 @@ impl Reads<'_> {
     /// As [`source`](Self::source), for a decoded record.
     pub async fn read_source(&self, record: pb::data::SnapshotInfo) -> Result<Source> {
         let location = match record.s3_location.as_str() {
-            "" => ObjPath::SnapshotMetadata(
-                CollectionId(record.collection_id),
-                SnapshotId(record.id),
-            )
-            .to_key(self.objects.root()),
+            "" => {
+                ObjPath::SnapshotMetadata(CollectionId(record.collection_id), SnapshotId(record.id))
+                    .to_key(self.objects.root())
+            }
             key => ObjectKey(key.to_owned()),
         };
         let json = self.objects.get(&location).await?;
@@ -109,11 +108,7 @@ impl Reads<'_> {
             fingerprint: String::new(),
         };
         self.declare(&mut source, &mut hash).await?;
-        source.fingerprint = hash
-            .finalize()
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
+        source.fingerprint = hex(&hash.finalize());
         Ok(source)
     }
 
@@ -123,7 +118,10 @@ impl Reads<'_> {
         location: &ObjectKey,
         json: &[u8],
         hash: &mut Sha256,
-    ) -> Result<(pb::data::SnapshotMetadata, Vec<pb::data::SegmentDescription>)> {
+    ) -> Result<(
+        pb::data::SnapshotMetadata,
+        Vec<pb::data::SegmentDescription>,
+    )> {
         let metadata = snapshot::read_metadata(&location.0, json)?;
         let keys = metadata
             .manifest_list
@@ -156,7 +154,8 @@ impl Reads<'_> {
             if segment.manifest_path.is_empty() {
                 continue;
             }
-            if let StorageManifest::Packed(packed) = StorageManifest::parse(&segment.manifest_path)? {
+            if let StorageManifest::Packed(packed) = StorageManifest::parse(&segment.manifest_path)?
+            {
                 let base = SegmentBase::parse(root, self.objects.bucket(), &packed.base_path)
                     .ok_or_else(|| {
                         Error::new(
@@ -221,7 +220,10 @@ impl Reads<'_> {
 
 /// The prefixes to list to see all of these objects: the folder down to the segment or the build, never a file each.
 #[must_use]
-pub fn prefixes<'a>(root: &str, keys: impl IntoIterator<Item = &'a ObjectKey>) -> BTreeSet<ObjectKey> {
+pub fn prefixes<'a>(
+    root: &str,
+    keys: impl IntoIterator<Item = &'a ObjectKey>,
+) -> BTreeSet<ObjectKey> {
     keys.into_iter()
         .map(|key| {
             let parts: Vec<&str> = key.0.split('/').collect();
@@ -255,11 +257,32 @@ pub fn prefixes<'a>(root: &str, keys: impl IntoIterator<Item = &'a ObjectKey>) -
             } else {
                 root.trim_end_matches('/').split('/').count()
             };
-            ObjectKey(parts.iter().take(below_root + depth).copied().collect::<Vec<_>>().join("/"))
+            ObjectKey(
+                parts
+                    .iter()
+                    .take(below_root + depth)
+                    .copied()
+                    .collect::<Vec<_>>()
+                    .join("/"),
+            )
         })
         .collect()
 }
 
 fn parent(key: &str) -> ObjectKey {
-    ObjectKey(key.rsplit_once('/').map_or(key, |(folder, _)| folder).to_owned())
+    ObjectKey(
+        key.rsplit_once('/')
+            .map_or(key, |(folder, _)| folder)
+            .to_owned(),
+    )
+}
+
+/// Hexadecimal, lower case.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
 }

@@ -10,6 +10,7 @@ use super::Next;
 use super::cx::JobCx;
 use super::restore::{Range, State, Step, reads};
 use super::restore_pin::release_pin;
+use super::restore_source::hex;
 use crate::engine::error::{Error, Result};
 use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::paths::ObjPath;
@@ -101,8 +102,16 @@ async fn remove_objects(cx: &JobCx, ids: Range) -> Result<usize> {
     };
     let collection = ids.first;
     let mut found: Vec<ObjectKey> = Vec::new();
-    for kind in ["insert_log", "stats_log", "delta_log", "bm25_stats", "index_v1"] {
-        let listed = reads(cx).list(&below(format!("{kind}/{collection}"))).await?;
+    for kind in [
+        "insert_log",
+        "stats_log",
+        "delta_log",
+        "bm25_stats",
+        "index_v1",
+    ] {
+        let listed = reads(cx)
+            .list(&below(format!("{kind}/{collection}")))
+            .await?;
         found.extend(listed.into_keys());
     }
     // Rooted at the build: ours are the newest ids, so a store that lists in order starts at them.
@@ -113,7 +122,12 @@ async fn remove_objects(cx: &JobCx, ids: Range) -> Result<usize> {
             found.push(object.key);
         }
     }
-    found.extend(reads(cx).list(&below("json_stats".into())).await?.into_keys());
+    found.extend(
+        reads(cx)
+            .list(&below("json_stats".into()))
+            .await?
+            .into_keys(),
+    );
     found.retain(|key| is_ours(root, key, ids));
     found.sort_unstable();
     found.dedup();
@@ -149,9 +163,10 @@ async fn remove_keys(cx: &JobCx, ids: Range) -> Result<usize> {
     }
     for family in [Family::ChannelCheckpoint, Family::ChannelRemoval] {
         for kv in reads.family(family).await?.kvs {
-            let channel = match Key::parse(&cx.roots, &kv.key.0).known() {
-                Some(Key::ChannelCheckpoint(v) | Key::ChannelRemoval(v)) => v,
-                _ => continue,
+            let Some(Key::ChannelCheckpoint(channel) | Key::ChannelRemoval(channel)) =
+                Key::parse(&cx.roots, &kv.key.0).known()
+            else {
+                continue;
             };
             if vchannel::collection(&channel) == Some(collection) {
                 keys.push(kv.key);
@@ -167,7 +182,7 @@ async fn remove_keys(cx: &JobCx, ids: Range) -> Result<usize> {
         hash.update(&key.0);
         hash.update([0]);
     }
-    let name: String = hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect();
+    let name = hex(&hash.finalize()[..8]);
     let count = keys.len();
     cx.commit(Change {
         name: format!("undo-keys-{name}"),

@@ -28,8 +28,11 @@ pub fn declared(file: &ObjectKey, base: &str, bytes: &[u8]) -> Result<Declared> 
         .fix("compact the segment with a newer Milvus, then take a new snapshot"));
     }
     let bad = |why: String| {
-        Error::new(ErrorKind::Corrupt, format!("storage manifest {file}: {why}"))
-            .fix("the file is damaged: restore it from a backup of the bucket, or take a new snapshot")
+        Error::new(
+            ErrorKind::Corrupt,
+            format!("storage manifest {file}: {why}"),
+        )
+        .fix("the file is damaged: restore it from a backup of the bucket, or take a new snapshot")
     };
     let mut reader = Reader::new(bytes).map_err(|e| bad(e.to_string()))?;
     let record = reader
@@ -41,9 +44,10 @@ pub fn declared(file: &ObjectKey, base: &str, bytes: &[u8]) -> Result<Declared> 
     }
     let mut out = Declared::default();
     let mut file_at = |folder: &str, path: &str| -> Result<()> {
-        out.files.push(place(base, folder, path).ok_or_else(|| {
-            bad(format!("path {path:?} leaves the segment's folder"))
-        })?);
+        out.files.push(
+            place(base, folder, path)
+                .ok_or_else(|| bad(format!("path {path:?} leaves the segment's folder")))?,
+        );
         Ok(())
     };
     for group in items(field(&record, "column_groups")) {
@@ -88,7 +92,10 @@ fn place(base: &str, folder: &str, path: &str) -> Option<ObjectKey> {
 
 fn file_at_partition(partition: &str, path: &str, out: &mut Declared) -> Option<()> {
     let path = path.strip_prefix("../lobs/").unwrap_or(path);
-    usable(path).then(|| out.files.push(ObjectKey(format!("{partition}/lobs/{path}"))))
+    usable(path).then(|| {
+        out.files
+            .push(ObjectKey(format!("{partition}/lobs/{path}")));
+    })
 }
 
 fn usable(path: &str) -> bool {

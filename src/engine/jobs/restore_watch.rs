@@ -63,7 +63,10 @@ impl Watchable<'_> {
             cleanup_ts: ended.map_or(0, |at| Tso::from_ms(UnixMs(at.0 + 10_800_000)).0),
             start_ts: ns(self.started),
             complete_ts: ended.map_or(0, ns),
-            options: vec![option("copy_index", "true"), option("source_type", "snapshot")],
+            options: vec![
+                option("copy_index", "true"),
+                option("source_type", "snapshot"),
+            ],
             copied_segments: copied,
             total_rows: self.blueprint.segments.iter().map(|s| s.rows).sum(),
             snapshot_name: self.source.record.name.clone(),

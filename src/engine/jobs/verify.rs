@@ -56,7 +56,10 @@ pub async fn restored(reads: &Reads<'_>, source: &Source, blueprint: &Blueprint)
         records(reads, blueprint, &stored),
     );
     let head = stored.get(&blueprint.head.0.to_key(reads.roots));
-    report.say("name, shards, consistency level and properties", attributes(source, head));
+    report.say(
+        "name, shards, consistency level and properties",
+        attributes(source, head),
+    );
     let mut rows = 0;
     let mut problems = Vec::new();
     for (description, plan) in source.segments.iter().zip(&blueprint.segments) {
@@ -64,7 +67,10 @@ pub async fn restored(reads: &Reads<'_>, source: &Source, blueprint: &Blueprint)
         segment(reads, description, plan, &stored, &mut problems);
     }
     report.say(
-        &format!("rows, deletes and indexes of {} segments ({rows} rows)", source.segments.len()),
+        &format!(
+            "rows, deletes and indexes of {} segments ({rows} rows)",
+            source.segments.len()
+        ),
         problems,
     );
     let (bytes, problems) = objects(reads, blueprint).await?;
@@ -85,7 +91,12 @@ async fn stored(reads: &Reads<'_>, blueprint: &Blueprint) -> Result<BTreeMap<Met
     let single = blueprint
         .channels
         .iter()
-        .flat_map(|(_, to)| [Key::ChannelCheckpoint(to.clone()), Key::ChannelRemoval(to.clone())])
+        .flat_map(|(_, to)| {
+            [
+                Key::ChannelCheckpoint(to.clone()),
+                Key::ChannelRemoval(to.clone()),
+            ]
+        })
         .chain([blueprint.head.0.clone()]);
     for key in single {
         if let Some(kv) = reads.record(&key).await? {
@@ -139,7 +150,11 @@ fn attributes(source: &Source, head: Option<&Bytes>) -> Vec<String> {
             problems.push(format!("{what} is {have}, the snapshot says {want}"));
         }
     };
-    differ("the number of shards", description.num_shards.to_string(), info.shards_num.to_string());
+    differ(
+        "the number of shards",
+        description.num_shards.to_string(),
+        info.shards_num.to_string(),
+    );
     if description.consistency_level != 0 {
         differ(
             "the consistency level",
@@ -165,7 +180,11 @@ fn attributes(source: &Source, head: Option<&Bytes>) -> Vec<String> {
             want.enable_dynamic_field.to_string(),
             have.enable_dynamic_field.to_string(),
         );
-        differ("the description", want.description.clone(), have.description.clone());
+        differ(
+            "the description",
+            want.description.clone(),
+            have.description.clone(),
+        );
     }
     problems
 }
@@ -204,7 +223,8 @@ fn segment(
 ) {
     let t = &plan.target;
     let key = Key::Segment(t.collection, t.partition, t.segment).to_key(reads.roots);
-    let mut say = |text: String| problems.push(format!("segment {} ← {}: {text}", t.segment, plan.source));
+    let mut say =
+        |text: String| problems.push(format!("segment {} ← {}: {text}", t.segment, plan.source));
     let Some(info) = stored
         .get(&key)
         .and_then(|v| pb::data::SegmentInfo::decode(v.clone()).ok())
@@ -213,7 +233,10 @@ fn segment(
         return;
     };
     if info.num_of_rows != source.num_of_rows {
-        say(format!("{} rows, the snapshot has {}", info.num_of_rows, source.num_of_rows));
+        say(format!(
+            "{} rows, the snapshot has {}",
+            info.num_of_rows, source.num_of_rows
+        ));
     }
     for (kind, list) in [
         (LogKind::Insert, &source.binlogs),
@@ -222,7 +245,10 @@ fn segment(
         (LogKind::Bm25, &source.bm25_statslogs),
     ] {
         let want = (
-            list.iter().flat_map(|f| &f.binlogs).map(|b| b.entries_num).sum::<i64>(),
+            list.iter()
+                .flat_map(|f| &f.binlogs)
+                .map(|b| b.entries_num)
+                .sum::<i64>(),
             list.iter().map(|f| f.binlogs.len()).sum::<usize>(),
         );
         let have = logs(reads, plan, kind, list.iter().map(|f| f.field_id), stored);
@@ -234,22 +260,36 @@ fn segment(
         }
     }
     // Rows by the logs themselves: each field of a V1 segment holds every row.
-    if let Some(first) = source.binlogs.first().filter(|_| source.storage_version == 0) {
+    if let Some(first) = source
+        .binlogs
+        .first()
+        .filter(|_| source.storage_version == 0)
+    {
         let rows: i64 = first.binlogs.iter().map(|b| b.entries_num).sum();
         if rows != info.num_of_rows {
-            say(format!("{} rows, but its insert logs hold {rows}", info.num_of_rows));
+            say(format!(
+                "{} rows, but its insert logs hold {rows}",
+                info.num_of_rows
+            ));
         }
     }
-    let below = Family::SegmentIndex.under(reads.roots, &[t.collection.0, t.partition.0, t.segment.0]);
+    let below =
+        Family::SegmentIndex.under(reads.roots, &[t.collection.0, t.partition.0, t.segment.0]);
     let have = stored.keys().filter(|k| below.holds(k)).count();
     if have != source.index_files.len() {
-        say(format!("{have} index rows, the snapshot has {}", source.index_files.len()));
+        say(format!(
+            "{have} index rows, the snapshot has {}",
+            source.index_files.len()
+        ));
     }
 }
 
 async fn objects(reads: &Reads<'_>, blueprint: &Blueprint) -> Result<(u64, Vec<String>)> {
     let there = reads
-        .list_all(prefixes(reads.objects.root(), blueprint.files.iter().map(|f| &f.to)))
+        .list_all(prefixes(
+            reads.objects.root(),
+            blueprint.files.iter().map(|f| &f.to),
+        ))
         .await?;
     let mut problems = Vec::new();
     let mut bytes = 0;
@@ -267,7 +307,10 @@ async fn objects(reads: &Reads<'_>, blueprint: &Blueprint) -> Result<(u64, Vec<S
                 "object {} of segment {segment} has {size} bytes, not {}",
                 file.to, file.size
             )),
-            None => problems.push(format!("object {} of segment {segment} is missing", file.to)),
+            None => problems.push(format!(
+                "object {} of segment {segment} is missing",
+                file.to
+            )),
         }
     }
     problems.extend(

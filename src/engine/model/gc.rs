@@ -161,10 +161,20 @@ pub fn object(world: &World, owner: &Owner, key: &ObjectKey, modified: UnixMs) -
             .is_some_and(|s| world.snapshots.iter().any(|known| known.id == s));
     let rule = match (recorded, owner) {
         (false, _) => Rule::Orphan,
-        (true, Owner { snapshot: Some(id), .. }) => {
+        (
+            true,
+            Owner {
+                snapshot: Some(id), ..
+            },
+        ) => {
             return snapshot(world, *id);
         }
-        (true, Owner { segment: Some(_), .. }) => Rule::DroppedSegment,
+        (
+            true,
+            Owner {
+                segment: Some(_), ..
+            },
+        ) => Rule::DroppedSegment,
         (true, _) => Rule::SegmentIndex,
     };
     Verdict::of(world.holds_object(owner, key, modified), rule)

@@ -6,6 +6,7 @@ pub mod data;
 pub mod gc;
 pub mod holds;
 pub mod detail;
+pub mod facts;
 pub mod find;
 pub mod health;
 mod ingest;
