@@ -31,6 +31,9 @@ fn main() {
     if args.get(3).is_some_and(|a| a == "plain") {
         print!("{}", console.screen());
     } else {
-        print!("{}", picture::ansi(&picture::render(&console.app, console.now)));
+        print!(
+            "{}",
+            picture::ansi(&picture::render(&console.app, console.now))
+        );
     }
 }

@@ -162,7 +162,10 @@ fn first_screen_navigation_resize_and_quit() {
 
     pty.send("3");
     let screen = pty.idle(1);
-    assert!(screen.contains("COLLECTION") && screen.contains("1/120"), "{screen}");
+    assert!(
+        screen.contains("COLLECTION") && screen.contains("1/120"),
+        "{screen}"
+    );
     pty.send("/flushed\r");
     let screen = pty.idle(10);
     assert!(screen.contains("of 120"), "{screen}");
@@ -178,7 +181,13 @@ fn first_screen_navigation_resize_and_quit() {
             pixel_height: 0,
         })
         .unwrap();
-    pty.shown.0.lock().unwrap().parser.screen_mut().set_size(cells(24), cells(80));
+    pty.shown
+        .0
+        .lock()
+        .unwrap()
+        .parser
+        .screen_mut()
+        .set_size(cells(24), cells(80));
     let screen = pty.idle(12);
     assert_eq!(screen.lines().count(), 24, "{screen}");
 
@@ -196,7 +205,12 @@ fn every_frame_is_a_synchronized_update() {
     pty.send("q");
     pty.code();
     pty.with(|s| {
-        let count = |needle: &[u8]| s.bytes.windows(needle.len()).filter(|w| *w == needle).count();
+        let count = |needle: &[u8]| {
+            s.bytes
+                .windows(needle.len())
+                .filter(|w| *w == needle)
+                .count()
+        };
         let (begun, ended) = (count(b"\x1b[?2026h"), count(b"\x1b[?2026l"));
         assert!(begun >= 2, "{begun} frames");
         // Leaving the terminal closes an update that may be open.
@@ -228,7 +242,10 @@ fn a_panic_leaves_a_clean_terminal_and_its_words() {
     assert_ne!(pty.code(), 0);
     pty.assert_clean();
     let screen = pty.with(|s| s.parser.screen().contents());
-    assert!(screen.contains("the console was asked to panic"), "{screen}");
+    assert!(
+        screen.contains("the console was asked to panic"),
+        "{screen}"
+    );
 }
 
 #[test]
@@ -265,9 +282,14 @@ fn suspending_gives_the_shell_a_clean_terminal_and_fg_brings_the_console_back() 
     pty.send("fg\n");
     // One event for Ctrl-Z and one for the size on return.
     let screen = pty.idle(3);
-    assert!(screen.contains("WORST LAG") && screen.contains("books"), "{screen}");
+    assert!(
+        screen.contains("WORST LAG") && screen.contains("books"),
+        "{screen}"
+    );
     pty.send("q");
-    pty.wait("a prompt again", |s| s.trim_end().ends_with("ready$") && !s.contains("[idle"));
+    pty.wait("a prompt again", |s| {
+        s.trim_end().ends_with("ready$") && !s.contains("[idle")
+    });
     pty.assert_clean();
     pty.send("exit\n");
     assert_eq!(pty.code(), 0);

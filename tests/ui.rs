@@ -75,14 +75,25 @@ fn enter_drills_from_a_database_to_a_raw_value_and_the_crumbs_tell_the_way() {
     c.press("<enter>");
     assert!(matches!(at(&c), Page::Detail(Kind::Collections, _)));
     let screen = c.screen();
-    assert!(screen.contains("Databases › ") || screen.contains("Databases ›"), "{screen}");
+    assert!(
+        screen.contains("Databases › ") || screen.contains("Databases ›"),
+        "{screen}"
+    );
     assert!(screen.contains("segments ("), "{screen}");
     // The last section lists the keys behind the collection; its first key opens with its value decoded.
     c.press("<end><enter>");
-    assert!(matches!(at(&c), Page::Detail(Kind::Keys, RowId::Key(_))), "{:?}", at(&c));
+    assert!(
+        matches!(at(&c), Page::Detail(Kind::Keys, RowId::Key(_))),
+        "{:?}",
+        at(&c)
+    );
     let screen = c.screen();
     assert!(screen.contains("Value"), "{screen}");
-    assert!(c.asked.iter().any(|r| r.starts_with("Raw(")), "{:?}", c.asked);
+    assert!(
+        c.asked.iter().any(|r| r.starts_with("Raw(")),
+        "{:?}",
+        c.asked
+    );
 }
 
 #[test]
@@ -90,9 +101,16 @@ fn a_raw_value_is_shown_decoded_and_as_bytes() {
     let mut c = lab();
     c.press("9/datacoord-meta/s/<enter><enter>");
     let screen = c.screen();
-    assert!(screen.contains("insert_channel") || screen.contains("insertChannel"), "{screen}");
+    assert!(
+        screen.contains("insert_channel") || screen.contains("insertChannel"),
+        "{screen}"
+    );
     c.press("<end>");
-    assert!(c.screen().contains("Bytes") || c.screen().contains("0000"), "{}", c.screen());
+    assert!(
+        c.screen().contains("Bytes") || c.screen().contains("0000"),
+        "{}",
+        c.screen()
+    );
 }
 
 #[test]
@@ -121,7 +139,17 @@ fn a_filter_narrows_inverts_and_goes_away() {
 fn sorting_cycles_reverses_and_shows_itself() {
     let mut c = lab();
     c.press("2");
-    let ids = |c: &Console| c.app.history.page().table.rows.as_ref().unwrap().ids.to_vec();
+    let ids = |c: &Console| {
+        c.app
+            .history
+            .page()
+            .table
+            .rows
+            .as_ref()
+            .unwrap()
+            .ids
+            .to_vec()
+    };
     let first = ids(&c);
     c.press("S");
     assert!(c.screen().contains('▼'));
@@ -152,11 +180,22 @@ fn marks_are_copied_together_and_a_page_becomes_markdown() {
     assert_eq!(c.copied.last().unwrap().lines().count(), 2);
     c.press("Y");
     let page = c.copied.last().unwrap().clone();
-    assert!(page.contains("| NAME |") && page.contains("staging"), "{page}");
-    assert_eq!(page.lines().filter(|l| l.starts_with("| ")).count(), 3, "{page}");
+    assert!(
+        page.contains("| NAME |") && page.contains("staging"),
+        "{page}"
+    );
+    assert_eq!(
+        page.lines().filter(|l| l.starts_with("| ")).count(),
+        3,
+        "{page}"
+    );
     c.press("uY");
     let page = c.copied.last().unwrap();
-    assert_eq!(page.lines().filter(|l| l.starts_with("| ")).count(), 10, "{page}");
+    assert_eq!(
+        page.lines().filter(|l| l.starts_with("| ")).count(),
+        10,
+        "{page}"
+    );
 }
 
 #[test]
@@ -166,7 +205,11 @@ fn the_palette_finds_actions_names_and_ids() {
     assert_eq!(at(&c), &list(Kind::Segments));
     let id = c.app.history.page().table.selected.clone().unwrap();
     c.press(":metrics<enter>");
-    assert!(matches!(at(&c), Page::Detail(Kind::Collections, _)), "{:?}", at(&c));
+    assert!(
+        matches!(at(&c), Page::Detail(Kind::Collections, _)),
+        "{:?}",
+        at(&c)
+    );
     c.press(&format!(":{}<enter>", id.text()));
     assert_eq!(at(&c), &Page::Detail(Kind::Segments, id));
     // What was chosen last stands first.
@@ -174,7 +217,12 @@ fn the_palette_finds_actions_names_and_ids() {
     let Some(Overlay::Palette(palette)) = &c.app.overlay else {
         panic!("no palette");
     };
-    assert_eq!(palette.chosen().unwrap().name, "metrics".to_owned().min(palette.chosen().unwrap().name.clone()));
+    assert_eq!(
+        palette.chosen().unwrap().name,
+        "metrics"
+            .to_owned()
+            .min(palette.chosen().unwrap().name.clone())
+    );
     c.press("<esc>");
     assert!(c.app.overlay.is_none());
 }
@@ -211,11 +259,22 @@ fn a_snapshot_goes_through_form_plan_and_confirmation() {
     assert!(screen.contains("write the PENDING record"), "{screen}");
     assert!(screen.contains("newer than the boundary"), "{screen}");
     c.press("y");
-    assert!(!c.asked.iter().any(|r| r.starts_with("Apply")), "a letter confirmed a plan");
+    assert!(
+        !c.asked.iter().any(|r| r.starts_with("Apply")),
+        "a letter confirmed a plan"
+    );
     c.press("<enter>");
-    assert!(c.asked.iter().any(|r| r.starts_with("Apply")), "{:?}", c.asked);
+    assert!(
+        c.asked.iter().any(|r| r.starts_with("Apply")),
+        "{:?}",
+        c.asked
+    );
     assert!(c.app.overlay.is_none());
-    assert!(matches!(at(&c), Page::Detail(Kind::Jobs, _)), "{:?}", at(&c));
+    assert!(
+        matches!(at(&c), Page::Detail(Kind::Jobs, _)),
+        "{:?}",
+        at(&c)
+    );
     assert!(c.screen().contains("copying files"), "{}", c.screen());
 }
 
@@ -226,22 +285,39 @@ fn danger_decides_how_heavy_the_confirmation_is() {
     c.press("7x<enter>");
     assert!(!c.asked.iter().any(|r| r.starts_with("Apply")));
     c.press("y");
-    assert!(c.asked.iter().any(|r| r.starts_with("Apply") && r.contains("\"y\"")), "{:?}", c.asked);
+    assert!(
+        c.asked
+            .iter()
+            .any(|r| r.starts_with("Apply") && r.contains("\"y\"")),
+        "{:?}",
+        c.asked
+    );
     // Dropping: the name, typed whole.
     let mut c = lab();
-    let plan = console::plan(falconer::engine::plan::Intent::DropSnapshot {
-        snapshot: 7.into(),
-    });
+    let plan = console::plan(falconer::engine::plan::Intent::DropSnapshot { snapshot: 7.into() });
     c.app.overlay = Some(Overlay::Review(Box::new(
         falconer::ui::overlay::review::Review::new(Arc::new(plan)),
     )));
     for wrong in ["<enter>", "y<enter>", "<c-u>nightl<enter>"] {
         c.press(wrong);
-        assert!(!c.asked.iter().any(|r| r.starts_with("Apply")), "{wrong} confirmed");
+        assert!(
+            !c.asked.iter().any(|r| r.starts_with("Apply")),
+            "{wrong} confirmed"
+        );
     }
-    assert!(c.screen().contains("Type nightly to confirm"), "{}", c.screen());
+    assert!(
+        c.screen().contains("Type nightly to confirm"),
+        "{}",
+        c.screen()
+    );
     c.press("y<enter>");
-    assert!(c.asked.iter().any(|r| r.starts_with("Apply") && r.contains("nightly")), "{:?}", c.asked);
+    assert!(
+        c.asked
+            .iter()
+            .any(|r| r.starts_with("Apply") && r.contains("nightly")),
+        "{:?}",
+        c.asked
+    );
 }
 
 #[test]
@@ -254,7 +330,11 @@ fn a_plan_with_a_failed_check_cannot_be_applied_and_a_refusal_stays_on_screen() 
     )));
     c.press("<enter>y");
     assert!(c.asked.is_empty());
-    assert!(c.screen().contains("1 check does not hold"), "{}", c.screen());
+    assert!(
+        c.screen().contains("1 check does not hold"),
+        "{}",
+        c.screen()
+    );
     assert!(c.screen().contains("mixcoord is registered"));
 
     let mut c = lab();
@@ -265,7 +345,11 @@ fn a_plan_with_a_failed_check_cannot_be_applied_and_a_refusal_stays_on_screen() 
     let mut c = lab();
     c.refuse_plan = Some(error("the name is taken"));
     c.press("2c<enter><enter><enter>");
-    assert!(c.screen().contains("the name is taken; plan again"), "{}", c.screen());
+    assert!(
+        c.screen().contains("the name is taken; plan again"),
+        "{}",
+        c.screen()
+    );
 }
 
 #[test]
@@ -277,7 +361,10 @@ fn read_only_says_why_and_asks_nothing() {
     assert!(c.app.overlay.is_none());
     let screen = c.screen();
     assert!(screen.contains("READ-ONLY"), "{screen}");
-    assert!(screen.contains("read-only: a coordinator is alive"), "{screen}");
+    assert!(
+        screen.contains("read-only: a coordinator is alive"),
+        "{screen}"
+    );
     c.press("?");
     assert!(c.screen().contains("not now, read-only"), "{}", c.screen());
 }
@@ -294,9 +381,18 @@ fn knobs_of_a_running_job_ask_the_engine_and_those_of_an_ended_one_do_not() {
     select(&mut c, "hello_again");
     c.press("+-<lt>>");
     let asked = c.asked.join("\n");
-    assert!(asked.contains("Parallel(JobId(450000000000000101), 16)"), "{asked}");
-    assert!(asked.contains("Parallel(JobId(450000000000000101), 8)"), "{asked}");
-    assert!(asked.contains("Throttle(JobId(450000000000000101), Some("), "{asked}");
+    assert!(
+        asked.contains("Parallel(JobId(450000000000000101), 16)"),
+        "{asked}"
+    );
+    assert!(
+        asked.contains("Parallel(JobId(450000000000000101), 8)"),
+        "{asked}"
+    );
+    assert!(
+        asked.contains("Throttle(JobId(450000000000000101), Some("),
+        "{asked}"
+    );
     let before = c.asked.len();
     c.press("<esc>");
     select(&mut c, "books_old");
@@ -322,7 +418,11 @@ fn an_empty_embedded_store_welcomes_and_offers_the_demo() {
         heard: NOW,
     }));
     assert!(c.screen().contains("An empty store"), "{}", c.screen());
-    assert!(c.screen().contains("build a small living demo"), "{}", c.screen());
+    assert!(
+        c.screen().contains("build a small living demo"),
+        "{}",
+        c.screen()
+    );
     c.press("D");
     assert!(c.asked.iter().any(|r| r.contains("Demo")), "{:?}", c.asked);
 }
@@ -336,7 +436,10 @@ fn stale_says_since_when_and_why_on_the_narrowest_screen_too() {
         next: Duration::from_secs(2),
     }));
     let screen = c.screen();
-    assert!(screen.contains("STALE since 22:13:20 because etcd does not answer"), "{screen}");
+    assert!(
+        screen.contains("STALE since 22:13:20 because etcd does not answer"),
+        "{screen}"
+    );
 }
 
 #[test]
@@ -359,7 +462,10 @@ fn a_changed_row_is_tinted_for_some_seconds_and_the_rate_counts_it() {
         mod_rev: rev,
         ..key.clone()
     };
-    next.apply(&falconer::engine::format::keys::Roots::default(), &[Event::Put(changed)]);
+    next.apply(
+        &falconer::engine::format::keys::Roots::default(),
+        &[Event::Put(changed)],
+    );
     c.feed(Msg::Catalog(Arc::new(next)));
     let tinted = c.styled();
     assert_ne!(before, tinted);
@@ -398,7 +504,11 @@ fn help_names_every_key_of_the_page_and_every_column() {
         }
     }
     for column in Kind::Segments.spec().columns {
-        assert!(screen.contains(column.title), "{} is not in help", column.title);
+        assert!(
+            screen.contains(column.title),
+            "{} is not in help",
+            column.title
+        );
     }
 }
 
@@ -408,14 +518,28 @@ fn a_screen_too_small_says_so() {
         let mut c = Console::lab(size, DARK);
         let expected = if size.0 < 25 { "f" } else { "falconer needs" };
         let screen = c.screen();
-        assert!(screen.contains(expected) || size.0 < 3, "{size:?}: {screen}");
+        assert!(
+            screen.contains(expected) || size.0 < 3,
+            "{size:?}: {screen}"
+        );
         c.press("3<down>/x<enter>:?<esc>q");
     }
 }
 
 #[test]
 fn ascii_means_ascii() {
-    for keys in ["", "2", "3", "7", "7<enter>", "?", ":", "9<enter>", "2c", "2c<enter><enter><enter>"] {
+    for keys in [
+        "",
+        "2",
+        "3",
+        "7",
+        "7<enter>",
+        "?",
+        ":",
+        "9<enter>",
+        "2c",
+        "2c<enter><enter><enter>",
+    ] {
         let mut c = Console::lab((120, 40), BARE);
         c.press(keys);
         let screen = c.screen();
@@ -428,7 +552,10 @@ fn without_colour_a_state_keeps_its_mark() {
     let mut c = Console::lab((160, 40), BARE);
     c.press("7");
     let screen = c.screen();
-    assert!(screen.contains("x failed") || screen.contains("x Failed"), "{screen}");
+    assert!(
+        screen.contains("x failed") || screen.contains("x Failed"),
+        "{screen}"
+    );
 }
 
 #[test]
@@ -454,7 +581,10 @@ fn big_lists_are_computed_elsewhere_and_the_last_question_wins() {
     assert!(orders.len() > 1, "{} orders", orders.len());
     assert!(!app.is_idle());
     let (last, older) = orders.split_last().unwrap();
-    assert!(older.iter().all(|o| o.cancel.load(Ordering::Relaxed)), "an old question goes on");
+    assert!(
+        older.iter().all(|o| o.cancel.load(Ordering::Relaxed)),
+        "an old question goes on"
+    );
     assert!(!last.cancel.load(Ordering::Relaxed));
     for order in older {
         let rows = falconer::ui::rows::compute(&order.world, &order.query, &AtomicBool::new(false));
@@ -510,8 +640,18 @@ fn the_mouse_selects_opens_sorts_and_scrolls() {
 
 #[test]
 fn screens_look_as_they_did() {
-    for (name, size) in [("80x24", (80, 24)), ("120x40", (120, 40)), ("200x60", (200, 60))] {
-        for (page, keys) in [("overview", ""), ("collections", "2"), ("segments", "3/flushed<enter>"), ("jobs", "7"), ("detail", "2<enter>")] {
+    for (name, size) in [
+        ("80x24", (80, 24)),
+        ("120x40", (120, 40)),
+        ("200x60", (200, 60)),
+    ] {
+        for (page, keys) in [
+            ("overview", ""),
+            ("collections", "2"),
+            ("segments", "3/flushed<enter>"),
+            ("jobs", "7"),
+            ("detail", "2<enter>"),
+        ] {
             let mut c = Console::lab(size, DARK);
             c.press(keys);
             insta::assert_snapshot!(format!("{page}-{name}-colour"), c.styled());
@@ -575,7 +715,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             keys.push(crossterm::event::KeyEvent::new(key.code, modifiers));
         }
     }
-    keys.extend(parse("abyz!~é日<enter><esc><bs><tab><s-tab><c-u><c-w><c-n>"));
+    keys.extend(parse(
+        "abyz!~é日<enter><esc><bs><tab><s-tab><c-u><c-w><c-n>",
+    ));
     // Keys that leave are no fun here.
     keys.retain(|k| !matches!(k.code, crossterm::event::KeyCode::Char('q')));
     let size = prop_oneof![

@@ -103,16 +103,13 @@ fn place(app: &App, area: Rect, buf: &mut Buffer) {
 pub fn conn_text(conn: &Conn, now: UnixMs) -> (String, Tone) {
     match conn {
         Conn::Connecting { attempt, why } => match why {
-            Some(error) => (format!("connecting, attempt {attempt}: {error}"), Tone::Warn),
+            Some(error) => (
+                format!("connecting, attempt {attempt}: {error}"),
+                Tone::Warn,
+            ),
             None => ("connecting …".to_owned(), Tone::Busy),
         },
-        Conn::Syncing { keys } => (
-            format!(
-                "reading … {} keys",
-                text::grouped(i64::try_from(*keys).unwrap_or(i64::MAX))
-            ),
-            Tone::Busy,
-        ),
+        Conn::Syncing { keys } => (format!("reading … {} keys", text::count(*keys)), Tone::Busy),
         Conn::Live { rev, heard } => (
             format!(
                 "live rev {} · {}",
@@ -177,7 +174,10 @@ fn connection(app: &App, area: Rect, buf: &mut Buffer, now: UnixMs) {
             buf,
             left,
             x + 2,
-            &[(&line, theme.role(Role::Accent)), (&rate, theme.role(Role::Dim))],
+            &[
+                (&line, theme.role(Role::Accent)),
+                (&rate, theme.role(Role::Dim)),
+            ],
         );
     }
     if show_job {
@@ -269,7 +269,10 @@ pub fn foot(app: &App, area: Rect, buf: &mut Buffer) {
             &[
                 (&key, key_style),
                 (" ", Style::new()),
-                (entry.hint, theme.role(if off { Role::Disabled } else { Role::Text })),
+                (
+                    entry.hint,
+                    theme.role(if off { Role::Disabled } else { Role::Text }),
+                ),
             ],
         );
         *x = after + 3;

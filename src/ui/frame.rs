@@ -92,9 +92,8 @@ fn paint(
         let filter_cursor = chrome::crumbs(app, areas.crumbs, buf);
         body(app, areas, buf, now);
         chrome::foot(app, areas.foot, buf);
-        let toasts = chrome::toasts(app, area, buf);
+        chrome::toasts(app, area, buf);
         let over = overlay::draw(app, area, buf);
-        let _ = toasts;
         over.or(filter_cursor)
     };
     if app.marker && area.width > 0 && area.height > 0 {
@@ -129,7 +128,14 @@ fn body(app: &App, areas: Areas, buf: &mut Buffer, now: UnixMs) {
         Place::Overview => screens::overview::draw(app, areas.body, buf, now),
         Place::Detail(..) | Place::Doctor => {
             let lines = screens::lines(app, now);
-            document::draw(&lines, page.top, Some(page.line), areas.body, buf, app.theme);
+            document::draw(
+                &lines,
+                page.top,
+                Some(page.line),
+                areas.body,
+                buf,
+                app.theme,
+            );
         }
     }
 }

@@ -87,7 +87,11 @@ fn table(app: &App, kind: Kind, now: UnixMs, out: &mut String) -> String {
         .collect();
     for id in chosen.iter().take(ROWS) {
         for column in 0..columns.len() {
-            let _ = write!(out, "| {} ", escape(&cells::plain(&cells::cell(&view, id, column))));
+            let _ = write!(
+                out,
+                "| {} ",
+                escape(&cells::plain(&cells::cell(&view, id, column)))
+            );
         }
         out.push_str("|\n");
     }
@@ -109,7 +113,12 @@ fn document(lines: &[Line], out: &mut String) -> String {
             }
             Shape::Field => {
                 let indent = "  ".repeat(line.indent as usize);
-                let _ = writeln!(out, "{indent}- {}: {}", escape(&line.label), escape(&line.value));
+                let _ = writeln!(
+                    out,
+                    "{indent}- {}: {}",
+                    escape(&line.label),
+                    escape(&line.value)
+                );
             }
         }
     }

@@ -78,9 +78,12 @@ pub async fn run(handle: Handle, mut options: Options) -> Result<()> {
 }
 
 fn no_terminal(error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Unsupported, "this is not a terminal that can show the console")
-        .fix("run it in a terminal, or use the subcommands (falconer get …)")
-        .caused_by(error)
+    Error::new(
+        ErrorKind::Unsupported,
+        "this is not a terminal that can show the console",
+    )
+    .fix("run it in a terminal, or use the subcommands (falconer get …)")
+    .caused_by(error)
 }
 
 /// The engine's news, latest wins.

@@ -58,9 +58,7 @@ pub fn why_disabled(app: &App, action: Action) -> Option<String> {
     let needs = |there: bool, what: &str| (!there).then(|| what.to_owned());
     match action {
         Action::CreateSnapshot => needs(collection(app).is_some(), "select a collection first"),
-        Action::Restore | Action::Drop => {
-            needs(snapshot(app).is_some(), "select a snapshot first")
-        }
+        Action::Restore | Action::Drop => needs(snapshot(app).is_some(), "select a snapshot first"),
         Action::CancelJob | Action::Faster | Action::Slower | Action::Tighten | Action::Loosen => {
             match job(app) {
                 None => Some("select a job first".to_owned()),
@@ -96,7 +94,9 @@ pub fn act(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
             let Some(id) = collection(app) else { return };
             let name = app.name_of(&RowId::Collection(id), now);
             let suggestion = suggested(&name, now);
-            app.overlay = Some(Overlay::Form(Box::new(Form::snapshot(id, &name, suggestion))));
+            app.overlay = Some(Overlay::Form(Box::new(Form::snapshot(
+                id, &name, suggestion,
+            ))));
         }
         Action::Restore => {
             let Some(id) = snapshot(app) else { return };
@@ -113,11 +113,20 @@ pub fn act(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
         Action::Gc => {
             let scope = collection(app);
             let rules = std::collections::BTreeSet::new();
-            plan(app, Intent::Gc { collection: scope, rules }, out);
+            plan(
+                app,
+                Intent::Gc {
+                    collection: scope,
+                    rules,
+                },
+                out,
+            );
         }
         Action::Demo => plan(app, Intent::Demo, out),
         Action::CancelJob => {
-            let Some(id) = job(app).map(|j| j.id) else { return };
+            let Some(id) = job(app).map(|j| j.id) else {
+                return;
+            };
             plan(app, Intent::CancelJob { job: id }, out);
         }
         Action::Faster | Action::Slower | Action::Tighten | Action::Loosen => {

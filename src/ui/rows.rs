@@ -149,7 +149,10 @@ fn unwell(cell: &Cell) -> bool {
 /// Widest values among the first rows and a thin sample of the others: enough for columns that fit what is seen.
 fn sample_widths(view: &resource::View<'_>, ids: &[RowId], columns: usize) -> Vec<u16> {
     let step = (ids.len() / 200).max(1);
-    let sample = ids.iter().take(100).chain(ids.iter().skip(100).step_by(step));
+    let sample = ids
+        .iter()
+        .take(100)
+        .chain(ids.iter().skip(100).step_by(step));
     let mut widths = vec![0; columns];
     for id in sample {
         for (c, width) in widths.iter_mut().enumerate() {

@@ -194,8 +194,7 @@ impl Theme {
         let bold = Style::new().add_modifier(Modifier::BOLD);
         match role {
             Role::Text => Style::new(),
-            Role::Dim => self.dim(),
-            Role::Disabled => self.dim(),
+            Role::Dim | Role::Disabled => self.dim(),
             Role::Accent => self
                 .fg(&Ink(0x7F_B0_F5, Color::Cyan), &Ink(0x1F_5F_BF, Color::Blue))
                 .patch(if plain { bold } else { Style::new() }),
@@ -208,10 +207,8 @@ impl Theme {
                     Style::new().add_modifier(Modifier::REVERSED)
                 } else {
                     Style::new()
-                        .bg(self.color(
-                            &Ink(0x2C_3A_52, Color::Blue),
-                            &Ink(0xD3_E2_FA, Color::Cyan),
-                        ))
+                        .bg(self
+                            .color(&Ink(0x2C_3A_52, Color::Blue), &Ink(0xD3_E2_FA, Color::Cyan)))
                         .add_modifier(Modifier::BOLD)
                 }
             }
@@ -290,9 +287,7 @@ impl Theme {
                 &Ink(0xE6_B4_55, Color::Yellow),
                 &Ink(0x96_64_00, Color::Yellow),
             ),
-            Tone::Bad => self
-                .fg(&Ink(0xF0_71_78, Color::Red), &Ink(0xB3_26_1E, Color::Red))
-                .add_modifier(Modifier::BOLD),
+            Tone::Bad => self.fg(&Ink(0xF0_71_78, Color::Red), &Ink(0xB3_26_1E, Color::Red)),
         }
     }
 
@@ -357,20 +352,19 @@ pub fn to_ascii(buf: &mut Buffer) {
                 '·' | '▁' => '.',
                 '›' | '▶' | '→' | '⏎' => '>',
                 '←' => '<',
-                '─' | '—' | '–' | '━' => '-',
+                '─' | '—' | '–' | '━' | '░' => '-',
                 '│' | '┃' => '|',
-                '┌' | '┐' | '└' | '┘' | '╭' | '╮' | '╰' | '╯' | '├' | '┤' | '┼' => '+',
+                '┌' | '┐' | '└' | '┘' | '╭' | '╮' | '╰' | '╯' | '├' | '┤' | '┼' =>
+                    '+',
                 '▲' | '↑' => '^',
                 '▼' | '↓' => 'v',
                 '●' | '◆' | '✓' => '*',
                 '○' => 'o',
-                '✗' => 'x',
+                '✗' | '×' => 'x',
                 '▂' | '▃' => ':',
                 '▄' | '▅' => '=',
                 '▆' | '▇' | '█' => '#',
-                '░' => '-',
                 'µ' => 'u',
-                '×' => 'x',
                 _ => '?',
             }
         );

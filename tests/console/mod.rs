@@ -6,8 +6,8 @@
 pub mod lab;
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use crossterm::event::{Event as Term, KeyCode, KeyEvent, KeyModifiers};
@@ -110,9 +110,13 @@ pub fn jobs() -> Arc<JobsView> {
         started: UnixMs(NOW.0 - 7_200_000),
         moved: UnixMs(NOW.0 - 7_100_000),
         ended: Some(UnixMs(NOW.0 - 7_100_000)),
-        error: Some("object files/insert_log/4/5/6/100/7 is missing; restore the bucket first".to_owned()),
+        error: Some(
+            "object files/insert_log/4/5/6/100/7 is missing; restore the bucket first".to_owned(),
+        ),
         notes: vec!["everything that it made has been taken back".to_owned()],
-        recovered: Some("undone: the target's name was taken while the console was away".to_owned()),
+        recovered: Some(
+            "undone: the target's name was taken while the console was away".to_owned(),
+        ),
     };
     Arc::new(JobsView {
         jobs: vec![Arc::new(running), Arc::new(failed)],
@@ -274,7 +278,10 @@ impl Console {
             (ParsedKey::Known(k), Some(kv)) => {
                 (k.family().title().to_owned(), decoded(&k, &kv.value))
             }
-            _ => ("unknown".to_owned(), Err("not a key that Milvus is known to write".to_owned())),
+            _ => (
+                "unknown".to_owned(),
+                Err("not a key that Milvus is known to write".to_owned()),
+            ),
         };
         RawValue {
             value: found.map(|kv| kv.value.clone()),
@@ -313,7 +320,9 @@ fn decoded(key: &Key, value: &[u8]) -> std::result::Result<serde_json::Value, St
     let codec = key.codec();
     let body = codec::unwrap(codec, value)?;
     let (Codec::Proto(name) | Codec::ZstdProto(name)) = codec else {
-        return Ok(serde_json::Value::String(String::from_utf8_lossy(&body).into_owned()));
+        return Ok(serde_json::Value::String(
+            String::from_utf8_lossy(&body).into_owned(),
+        ));
     };
     let mut tree = json::decode(name, &body)
         .and_then(|m| json::to_value(&m))
@@ -371,10 +380,10 @@ fn named(name: &str) -> Option<KeyEvent> {
     }
 }
 
-/// The picture of the README.
+/// The picture of the README: the overview.
 pub fn picture_svg() -> String {
-    let mut console = Console::lab((128, 34), DARK);
-    console.press("2<down><down>");
+    let mut console = Console::lab((130, 34), DARK);
+    console.press("<down><down>");
     let title = "Falconer on a captured Milvus cluster";
     picture::svg(&picture::render(&console.app, console.now), title)
 }

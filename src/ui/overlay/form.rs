@@ -125,7 +125,10 @@ impl Form {
                 name: required(0, "the name")?,
                 description: self.value(1),
                 protection_secs: seconds(&self.value(2)).ok_or_else(|| {
-                    (2, "protection is a number of seconds, or 10m, 2h, 7d".to_owned())
+                    (
+                        2,
+                        "protection is a number of seconds, or 10m, 2h, 7d".to_owned(),
+                    )
                 })?,
             }),
             About::Restore(snapshot) => Ok(Intent::Restore {
@@ -207,7 +210,13 @@ pub fn draw(app: &App, form: &Form, area: Rect, buf: &mut Buffer) -> Option<Posi
         }
         let focus = i == form.focus;
         let style = theme.role(if focus { Role::Sorted } else { Role::Dim });
-        buf.set_stringn(inner.x, y, text::fit(field.label, label), label as usize, style);
+        buf.set_stringn(
+            inner.x,
+            y,
+            text::fit(field.label, label),
+            label as usize,
+            style,
+        );
         let at = Rect::new(inner.x + label, y, inner.width.saturating_sub(label), 1);
         let position = draw_input(&field.input, at, theme.role(Role::Text), buf);
         if focus {
@@ -235,7 +244,11 @@ pub fn draw(app: &App, form: &Form, area: Rect, buf: &mut Buffer) -> Option<Posi
         }
         let foot = Rect::new(inner.x, inner.y + inner.height - 1, inner.width, 1);
         hints(
-            &[("Enter", "next, then plan"), ("Tab", "next field"), ("Esc", "leave")],
+            &[
+                ("Enter", "next, then plan"),
+                ("Tab", "next field"),
+                ("Esc", "leave"),
+            ],
             foot,
             buf,
             theme,
@@ -255,7 +268,14 @@ mod tests {
         assert_eq!(seconds("10m"), Some(600));
         assert_eq!(seconds("2h"), Some(7200));
         assert_eq!(seconds("7d"), Some(604_800));
-        for bad in ["ten", "10y", "-1", "1.5h", "99999999999999999999", "9999999999999999d"] {
+        for bad in [
+            "ten",
+            "10y",
+            "-1",
+            "1.5h",
+            "99999999999999999999",
+            "9999999999999999d",
+        ] {
             assert_eq!(seconds(bad), None, "{bad}");
         }
     }

@@ -54,8 +54,9 @@ pub fn lines(app: &App, width: u16) -> Vec<Line> {
                 entry.key_text()
             };
             let line = match operate::why_disabled(app, entry.action) {
-                Some(why) => Line::field(keys, format!("{}: not now, {why}", entry.title))
-                    .tone(Tone::Dim),
+                Some(why) => {
+                    Line::field(keys, format!("{}: not now, {why}", entry.title)).tone(Tone::Dim)
+                }
                 None => Line::field(keys, entry.title),
             };
             out.push(line);

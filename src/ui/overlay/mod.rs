@@ -63,12 +63,11 @@ fn filter_event(app: &mut App, mut input: Input, before: String, event: &Event) 
         }
     };
     match press(event) {
-        Some(KeyCode::Enter) => None,
+        Some(KeyCode::Enter | KeyCode::Up | KeyCode::Down) => None,
         Some(KeyCode::Esc) => {
             apply(app, &before);
             None
         }
-        Some(KeyCode::Up | KeyCode::Down) => None,
         _ => {
             edit(&mut input, event);
             apply(app, input.value());
@@ -118,7 +117,11 @@ pub fn draw(app: &App, area: Rect, buf: &mut Buffer) -> Option<Position> {
 
 /// Clears a centred area of at most `size` and frames it; answers the inside.
 pub fn popup(size: (u16, u16), title: &str, area: Rect, buf: &mut Buffer, theme: Theme) -> Rect {
-    let width = size.0.min(area.width.saturating_sub(2)).max(1).min(area.width);
+    let width = size
+        .0
+        .min(area.width.saturating_sub(2))
+        .max(1)
+        .min(area.width);
     let height = size.1.min(area.height).max(1).min(area.height);
     let outer = Rect::new(
         area.x + (area.width - width) / 2,
@@ -133,7 +136,10 @@ pub fn popup(size: (u16, u16), title: &str, area: Rect, buf: &mut Buffer, theme:
     let block = Block::bordered()
         .border_type(BorderType::Rounded)
         .border_style(theme.role(Role::Dim))
-        .title(format!(" {} ", text::fit(title, outer.width.saturating_sub(6))))
+        .title(format!(
+            " {} ",
+            text::fit(title, outer.width.saturating_sub(6))
+        ))
         .title_style(theme.role(Role::Title));
     let inner = block.inner(outer);
     block.render(outer, buf);

@@ -12,7 +12,7 @@ use crate::engine::ids::UnixMs;
 use crate::engine::model::resource::{self, Kind, RowId, Scope};
 use crate::engine::model::rows;
 use crate::ui::app::{App, Effect};
-use crate::ui::keymap::{ACTIONS, Action};
+use crate::ui::keymap::{ACTIONS, Action, Group};
 use crate::ui::nav::Place;
 use crate::ui::rows::INLINE;
 use crate::ui::theme::Role;
@@ -76,9 +76,12 @@ impl Palette {
     /// Everything that can be reached now.
     #[must_use]
     pub fn open(app: &App, now: UnixMs) -> Self {
+        let here = input::context(&app.history.page().place);
         let mut items: Vec<Item> = ACTIONS
             .iter()
             .filter(|e| !matches!(e.action, Action::Palette))
+            // What changes the cluster is always listed, with the reason why it cannot be done here.
+            .filter(|e| e.group == Group::Act || e.contexts.contains(&here))
             .map(|e| Item {
                 name: e.id.to_owned(),
                 about: e.title.to_owned(),
@@ -124,9 +127,7 @@ impl Palette {
     /// The entry under the cursor.
     #[must_use]
     pub fn chosen(&self) -> Option<&Item> {
-        self.hits
-            .get(self.cursor)
-            .and_then(|(i, _)| self.item(*i))
+        self.hits.get(self.cursor).and_then(|(i, _)| self.item(*i))
     }
 
     fn search(&mut self, app: &App, now: UnixMs) {
@@ -134,7 +135,9 @@ impl Palette {
         self.found.clear();
         let typed = self.input.value().trim().to_owned();
         if typed.is_empty() {
-            self.hits = (0..self.items.len().min(SHOWN)).map(|i| (i, vec![])).collect();
+            self.hits = (0..self.items.len().min(SHOWN))
+                .map(|i| (i, vec![]))
+                .collect();
             return;
         }
         let world = app.world(now);
@@ -168,7 +171,9 @@ impl Palette {
             .chain(
                 scored
                     .into_iter()
-                    .filter(|(_, i, _)| !self.found.iter().any(|f| f.target == self.items[*i].target))
+                    .filter(|(_, i, _)| {
+                        !self.found.iter().any(|f| f.target == self.items[*i].target)
+                    })
                     .map(|(_, i, hit)| (i, hit)),
             )
             .take(SHOWN)
@@ -248,12 +253,7 @@ pub fn event(
 }
 
 /// Draws it.
-pub fn draw(
-    app: &App,
-    palette: &Palette,
-    area: Rect,
-    buf: &mut Buffer,
-) -> Option<Position> {
+pub fn draw(app: &App, palette: &Palette, area: Rect, buf: &mut Buffer) -> Option<Position> {
     let theme = app.theme;
     let height = (area.height * 2 / 3).max(8);
     let inner = popup((90, height), "Go to, do, find", area, buf, theme);
@@ -321,7 +321,12 @@ pub fn draw(
         );
     }
     let foot = Rect::new(inner.x, inner.y + inner.height - 1, inner.width, 1);
-    hints(&[("Enter", "go"), ("↑↓", "choose"), ("Esc", "close")], foot, buf, theme);
+    hints(
+        &[("Enter", "go"), ("↑↓", "choose"), ("Esc", "close")],
+        foot,
+        buf,
+        theme,
+    );
     cursor
 }
 

@@ -42,7 +42,11 @@ impl Review {
         let why = (failed > 0).then(|| {
             format!(
                 "cannot be applied: {failed} {} not hold",
-                if failed == 1 { "check does" } else { "checks do" }
+                if failed == 1 {
+                    "check does"
+                } else {
+                    "checks do"
+                }
             )
         });
         Self {
@@ -149,9 +153,11 @@ pub fn lines(plan: &Plan, width: u16) -> Vec<Line> {
                         .map(|l| Line::text(l).tone(Tone::Bad).indented(1)),
                 );
             }
-            None => out.push(
-                Line::text(format!("✓ {}  {}", check.name, check.detail)).tone(Tone::Good),
-            ),
+            None => {
+                out.push(
+                    Line::text(format!("✓ {}  {}", check.name, check.detail)).tone(Tone::Good),
+                );
+            }
         }
     }
     for warning in &plan.warnings {
@@ -166,21 +172,29 @@ pub fn lines(plan: &Plan, width: u16) -> Vec<Line> {
     if objects.puts + objects.copies + objects.deletes > 0 {
         out.push(Line::blank());
         out.push(Line::heading("Objects"));
-        let count = |n: u64| text::grouped(i64::try_from(n).unwrap_or(i64::MAX));
+        let count = |n: u64| text::count(n);
         if objects.puts > 0 {
             out.push(Line::field("written", count(objects.puts)));
         }
         if objects.copies > 0 {
             out.push(Line::field(
                 "copied",
-                format!("{} · {}", count(objects.copies), text::bytes(objects.copy_bytes)),
+                format!(
+                    "{} · {}",
+                    count(objects.copies),
+                    text::bytes(objects.copy_bytes)
+                ),
             ));
         }
         if objects.deletes > 0 {
             out.push(
                 Line::field(
                     "deleted",
-                    format!("{} · {}", count(objects.deletes), text::bytes(objects.delete_bytes)),
+                    format!(
+                        "{} · {}",
+                        count(objects.deletes),
+                        text::bytes(objects.delete_bytes)
+                    ),
                 )
                 .tone(Tone::Warn),
             );
@@ -302,19 +316,40 @@ fn confirm_line(
     }
     match review.plan.danger {
         Danger::Low => {
-            hints(&[("Enter", "apply"), ("↑↓", "scroll"), ("Esc", "leave it")], foot, buf, theme);
+            hints(
+                &[("Enter", "apply"), ("↑↓", "scroll"), ("Esc", "leave it")],
+                foot,
+                buf,
+                theme,
+            );
             None
         }
         Danger::Medium => {
-            hints(&[("y", "apply"), ("↑↓", "scroll"), ("Esc", "leave it")], foot, buf, theme);
+            hints(
+                &[("y", "apply"), ("↑↓", "scroll"), ("Esc", "leave it")],
+                foot,
+                buf,
+                theme,
+            );
             None
         }
         Danger::High => {
             let prompt = format!("Type {} to confirm: ", review.word());
             let prompt = text::fit(&prompt, ask.width.saturating_sub(8));
             let used = text::width(&prompt);
-            buf.set_stringn(ask.x, ask.y, &prompt, ask.width as usize, theme.tone(Tone::Bad));
-            hints(&[("Enter", "apply"), ("↑↓", "scroll"), ("Esc", "leave it")], foot, buf, theme);
+            buf.set_stringn(
+                ask.x,
+                ask.y,
+                &prompt,
+                ask.width as usize,
+                theme.tone(Tone::Bad),
+            );
+            hints(
+                &[("Enter", "apply"), ("↑↓", "scroll"), ("Esc", "leave it")],
+                foot,
+                buf,
+                theme,
+            );
             let field = Rect::new(ask.x + used, ask.y, ask.width - used, 1);
             draw_input(&review.typed, field, theme.role(Role::Title), buf)
         }

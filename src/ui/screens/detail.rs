@@ -40,9 +40,7 @@ pub fn lines(app: &App, kind: Kind, id: &RowId, now: UnixMs) -> Vec<Line> {
     let sections = resource::detail(&view, id);
     if sections.is_empty() {
         out.push(Line::heading(cells::spec(kind).title));
-        out.push(
-            Line::text(format!("{} is not there any more.", id.text())).tone(Tone::Warn),
-        );
+        out.push(Line::text(format!("{} is not there any more.", id.text())).tone(Tone::Warn));
         return out;
     }
     if let RowId::Job(job) = id
@@ -61,7 +59,10 @@ pub fn lines(app: &App, kind: Kind, id: &RowId, now: UnixMs) -> Vec<Line> {
         for (name, cell) in fields {
             let value = cells::plain(&cell);
             let room = app.size.0.saturating_mul(3) / 5;
-            for (i, words) in text::wrap(&value, room.saturating_sub(8)).into_iter().enumerate() {
+            for (i, words) in text::wrap(&value, room.saturating_sub(8))
+                .into_iter()
+                .enumerate()
+            {
                 let label = if i == 0 { name.clone() } else { String::new() };
                 out.push(Line::field(label, words).tone(cells::tone(&cell)));
             }
@@ -75,7 +76,7 @@ pub fn lines(app: &App, kind: Kind, id: &RowId, now: UnixMs) -> Vec<Line> {
     }
     let keys = resource::keys(&view, id);
     if !keys.is_empty() {
-        out.push(Line::heading(format!("Keys · {}", text::grouped(keys.len() as i64))));
+        out.push(Line::heading(format!("Keys · {}", text::count(keys.len()))));
         for key in keys.iter().take(KEYS) {
             let row = RowId::Key(key.clone());
             out.push(

@@ -12,7 +12,6 @@ use crate::ui::document::{self, Line};
 use crate::ui::text;
 use crate::ui::theme::Role;
 
-
 /// Tone of a state. *Completed* is not *Verified* (law 7), so it is still in movement.
 #[must_use]
 pub const fn tone(state: JobState) -> Tone {
@@ -131,7 +130,11 @@ pub fn lines(app: &App, job: &JobInfo, now: UnixMs) -> Vec<Line> {
     let end = job.ended.unwrap_or(now);
     out.push(Line::field(
         "started",
-        format!("{} · took {}", job.started.utc(), text::age(end.since(job.started))),
+        format!(
+            "{} · took {}",
+            job.started.utc(),
+            text::age(end.since(job.started))
+        ),
     ));
     if let Some(recovered) = &job.recovered {
         out.push(Line::field("after a crash", recovered.clone()).tone(Tone::Warn));
@@ -144,7 +147,7 @@ pub fn lines(app: &App, job: &JobInfo, now: UnixMs) -> Vec<Line> {
 
 fn counters(job: &JobInfo) -> Vec<Line> {
     let p = &job.progress;
-    let n = |v: u64| text::grouped(i64::try_from(v).unwrap_or(i64::MAX));
+    let n = |v: u64| text::count(v);
     let mut out = Vec::new();
     if p.segments.1 > 0 {
         out.push(Line::field(
@@ -171,7 +174,13 @@ fn counters(job: &JobInfo) -> Vec<Line> {
 pub fn draw_panel(app: &App, area: Rect, buf: &mut Buffer, now: UnixMs) {
     let theme = app.theme;
     let rule = "─".repeat(area.width as usize);
-    buf.set_stringn(area.x, area.y, rule, area.width as usize, theme.role(Role::Dim));
+    buf.set_stringn(
+        area.x,
+        area.y,
+        rule,
+        area.width as usize,
+        theme.role(Role::Dim),
+    );
     let Some(RowId::Job(id)) = app.target() else {
         return;
     };
@@ -185,11 +194,28 @@ pub fn draw_panel(app: &App, area: Rect, buf: &mut Buffer, now: UnixMs) {
         if let Some(note) = job.notes.last() {
             left.push(Line::field("note", note.clone()));
         }
-        document::draw(&left, left.len().saturating_sub(inner.height as usize), None, inner, buf, theme);
+        document::draw(
+            &left,
+            left.len().saturating_sub(inner.height as usize),
+            None,
+            inner,
+            buf,
+            theme,
+        );
         return;
     }
     let half = inner.width / 2;
-    document::draw(&left, 0, None, Rect { width: half, ..inner }, buf, theme);
+    document::draw(
+        &left,
+        0,
+        None,
+        Rect {
+            width: half,
+            ..inner
+        },
+        buf,
+        theme,
+    );
     let keep = inner.height as usize - 1;
     let mut notes = vec![Line::heading("Notes")];
     let skip = job.notes.len().saturating_sub(keep);

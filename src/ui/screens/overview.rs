@@ -7,7 +7,7 @@ use crate::engine::handle::Conn;
 use crate::engine::ids::UnixMs;
 use crate::engine::model::health::{Fault, Severity};
 use crate::engine::model::overview::{Overview, StateCount};
-use crate::engine::model::resource::{Kind, Scope, Tone};
+use crate::engine::model::resource::{Kind, RowId, Scope, Tone};
 use crate::ui::app::App;
 use crate::ui::document::{self, Line, Link};
 use crate::ui::{operate, text};
@@ -72,16 +72,17 @@ fn welcome(app: &App, now: UnixMs) -> Vec<Line> {
         "D",
         "build a small living demo cluster: collections, segments, snapshots, a restore",
     ));
-    out.push(Line::field(":", "go anywhere, do anything, find any name or id"));
+    out.push(Line::field(
+        ":",
+        "go anywhere, do anything, find any name or id",
+    ));
     out.push(Line::field("?", "keys and words of every page"));
     out.push(Line::blank());
     out.push(
         Line::text("falconer --etcd URL --root by-dev opens a real cluster; it stays read-only until you ask.")
             .tone(Tone::Dim),
     );
-    out.push(
-        Line::text("falconer --dump FILE opens a dump of its metadata.").tone(Tone::Dim),
-    );
+    out.push(Line::text("falconer --dump FILE opens a dump of its metadata.").tone(Tone::Dim));
     out
 }
 
@@ -92,7 +93,7 @@ fn running(app: &App, now: UnixMs) -> Vec<Line> {
     }
     let mut out = vec![Line::heading("Running")];
     for job in jobs.iter().take(5) {
-        let id = crate::engine::model::resource::RowId::Job(job.id);
+        let id = RowId::Job(job.id);
         out.push(
             Line::text(jobs::one_line(job, now))
                 .tone(jobs::tone(job.state))
@@ -139,7 +140,7 @@ fn faults(app: &App, faults: &[Fault], now: UnixMs) -> Vec<Line> {
         (count(Severity::Info), "to know"),
     ] {
         if n > 0 {
-            words.push(format!("{} {what}", text::grouped(n as i64)));
+            words.push(format!("{} {what}", text::count(n)));
         }
     }
     out.push(Line::heading(format!("Faults · {}", words.join(" · "))));
@@ -150,10 +151,7 @@ fn faults(app: &App, faults: &[Fault], now: UnixMs) -> Vec<Line> {
         }
         let tone = fault_tone(group[0].severity);
         for fault in group.iter().take(EACH) {
-            let link = fault
-                .subject
-                .clone()
-                .map(|id| Link::Row(id.kind(), id));
+            let link = fault.subject.clone().map(|id| Link::Row(id.kind(), id));
             let age = fault
                 .since
                 .map_or_else(String::new, |at| format!(" · {}", text::age(now.since(at))));
@@ -162,16 +160,23 @@ fn faults(app: &App, faults: &[Fault], now: UnixMs) -> Vec<Line> {
                 .enumerate()
             {
                 let line = Line::text(words).tone(tone);
-                out.push(if i == 0 { line.to(link.clone()) } else { line.indented(1) });
+                out.push(if i == 0 {
+                    line.to(link.clone())
+                } else {
+                    line.indented(1)
+                });
             }
         }
         if group.len() > EACH {
-            let kind = group[0].subject.as_ref().map(|id| id.kind());
+            let kind = group[0].subject.as_ref().map(RowId::kind);
             out.push(
-                Line::text(format!("and {} more like these", text::grouped((group.len() - EACH) as i64)))
-                    .tone(tone)
-                    .indented(1)
-                    .to(kind.map(|k| Link::List(k, Scope::default()))),
+                Line::text(format!(
+                    "and {} more like these",
+                    text::count(group.len() - EACH)
+                ))
+                .tone(tone)
+                .indented(1)
+                .to(kind.map(|k| Link::List(k, Scope::default()))),
             );
         }
         for words in text::wrap(group[0].next, room.saturating_sub(2)) {
@@ -184,7 +189,7 @@ fn faults(app: &App, faults: &[Fault], now: UnixMs) -> Vec<Line> {
 fn states(counts: &[StateCount]) -> String {
     counts
         .iter()
-        .map(|s| format!("{} {}", text::grouped(s.count as i64), s.state))
+        .map(|s| format!("{} {}", text::count(s.count), s.state))
         .collect::<Vec<_>>()
         .join(" · ")
 }
@@ -192,7 +197,7 @@ fn states(counts: &[StateCount]) -> String {
 fn numbers(o: &Overview) -> Vec<Line> {
     let list = |kind| Some(Link::List(kind, Scope::default()));
     let number = |label: &str, n: u64, note: String, kind| {
-        Line::field(label, text::grouped(i64::try_from(n).unwrap_or(i64::MAX)))
+        Line::field(label, text::count(n))
             .right()
             .note(note)
             .to(list(kind))
@@ -200,7 +205,7 @@ fn numbers(o: &Overview) -> Vec<Line> {
     let sum = |counts: &[StateCount]| counts.iter().map(|s| s.count).sum::<u64>();
     let some = |n: u64, what: &str| {
         if n > 0 {
-            format!("{} {what}", text::grouped(n as i64))
+            format!("{} {what}", text::count(n))
         } else {
             String::new()
         }
@@ -208,28 +213,72 @@ fn numbers(o: &Overview) -> Vec<Line> {
     let mut out = vec![
         Line::heading("Cluster"),
         number("databases", o.databases, String::new(), Kind::Databases),
-        number("collections", o.collections.0, some(o.collections.1, "loaded"), Kind::Collections),
+        number(
+            "collections",
+            o.collections.0,
+            some(o.collections.1, "loaded"),
+            Kind::Collections,
+        ),
         number("partitions", o.partitions, String::new(), Kind::Partitions),
-        number("segments", sum(&o.segments), states(&o.segments), Kind::Segments),
-        number("index builds", sum(&o.builds), states(&o.builds), Kind::SegmentIndexes),
-        number("channels", o.channels.0, some(o.channels.1, "dropped"), Kind::Channels),
-        number("snapshots", sum(&o.snapshots), states(&o.snapshots), Kind::Snapshots),
-        number("jobs", o.jobs.0 + o.jobs.1, some(o.jobs.0, "running"), Kind::Jobs),
+        number(
+            "segments",
+            sum(&o.segments),
+            states(&o.segments),
+            Kind::Segments,
+        ),
+        number(
+            "index builds",
+            sum(&o.builds),
+            states(&o.builds),
+            Kind::SegmentIndexes,
+        ),
+        number(
+            "channels",
+            o.channels.0,
+            some(o.channels.1, "dropped"),
+            Kind::Channels,
+        ),
+        number(
+            "snapshots",
+            sum(&o.snapshots),
+            states(&o.snapshots),
+            Kind::Snapshots,
+        ),
+        number(
+            "jobs",
+            o.jobs.0 + o.jobs.1,
+            some(o.jobs.0, "running"),
+            Kind::Jobs,
+        ),
         number("tasks", o.tasks, String::new(), Kind::Tasks),
-        number("sessions", o.sessions.0, some(o.sessions.1, "coordinators"), Kind::Sessions),
+        number(
+            "sessions",
+            o.sessions.0,
+            some(o.sessions.1, "coordinators"),
+            Kind::Sessions,
+        ),
     ];
     if o.undecodable > 0 {
         out.push(
-            number("unreadable", o.undecodable, String::new(), Kind::Undecodable).tone(Tone::Bad),
+            number(
+                "unreadable",
+                o.undecodable,
+                String::new(),
+                Kind::Undecodable,
+            )
+            .tone(Tone::Bad),
         );
     }
     out.push(Line::blank());
     out.push(Line::heading("Data"));
-    let plain = |label: &str, value: String, note: String| {
-        Line::field(label, value).right().note(note)
-    };
-    out.push(plain("rows", text::grouped(o.rows), "deletes not taken off".into()));
-    out.push(plain("deletes", text::grouped(o.deletes as i64), String::new()));
+    let plain =
+        |label: &str, value: String, note: String| Line::field(label, value).right().note(note);
+    out.push(plain(
+        "rows",
+        text::grouped(o.rows),
+        "deletes not taken off".into(),
+    ));
+    out.push(plain("deletes", text::count(o.deletes), String::new()));
     let names = ["insert", "delta", "statistics", "BM25"];
     let split: Vec<String> = names
         .iter()
@@ -243,18 +292,22 @@ fn numbers(o: &Overview) -> Vec<Line> {
         split.join(" · "),
     ));
     out.push(plain("indexes", text::bytes(o.index_bytes), String::new()));
-    let dropped = plain("dropped", text::bytes(o.dropped_bytes), "waiting for collection".into());
+    let dropped = plain(
+        "dropped",
+        text::bytes(o.dropped_bytes),
+        "waiting for collection".into(),
+    );
     out.push(if o.dropped_bytes > 0 {
         dropped.tone(Tone::Warn)
     } else {
         dropped
     });
-    out.push(plain("log files", text::grouped(o.files as i64), String::new()));
+    out.push(plain("log files", text::count(o.files), String::new()));
     let (keys, key_bytes, value_bytes) = o.keys;
     out.push(
         plain(
             "keys",
-            text::grouped(keys as i64),
+            text::count(keys),
             format!("{} metadata", text::bytes(key_bytes + value_bytes)),
         )
         .to(list(Kind::Keys)),
@@ -269,8 +322,16 @@ fn numbers(o: &Overview) -> Vec<Line> {
             |at| at.utc().replace('T', " ").trim_end_matches('Z').to_owned(),
         ),
     ));
-    out.push(Line::field("worst lag", age(o.worst_lag)).right().note("behind now"));
-    out.push(Line::field("worst gap", age(o.worst_behind)).right().note("behind the newest"));
+    out.push(
+        Line::field("worst lag", age(o.worst_lag))
+            .right()
+            .note("behind now"),
+    );
+    out.push(
+        Line::field("worst gap", age(o.worst_behind))
+            .right()
+            .note("behind the newest"),
+    );
     out
 }
 

@@ -19,11 +19,11 @@ pub fn empty_words(app: &App, kind: Kind) -> (String, String) {
     };
     if rows.of > 0 {
         let what = if table.filter.is_empty() {
-            format!("All {} {name} are well.", text::grouped(rows.of as i64))
+            format!("All {} {name} are well.", text::count(rows.of))
         } else {
             format!(
                 "None of {} {name} has “{}”.",
-                text::grouped(rows.of as i64),
+                text::count(rows.of),
                 table.filter
             )
         };
@@ -50,7 +50,10 @@ pub fn empty_words(app: &App, kind: Kind) -> (String, String) {
 pub fn draw_empty(app: &App, kind: Kind, area: Rect, buf: &mut Buffer) {
     let (first, second) = empty_words(app, kind);
     let y = area.y + (area.height / 3).max(1);
-    for (i, (line, role)) in [(first, Role::Text), (second, Role::Dim)].into_iter().enumerate() {
+    for (i, (line, role)) in [(first, Role::Text), (second, Role::Dim)]
+        .into_iter()
+        .enumerate()
+    {
         let y = y + i as u16;
         if y >= area.y + area.height {
             break;
