@@ -109,13 +109,7 @@ pub fn conn_text(conn: &Conn, now: UnixMs) -> (String, Tone) {
             ),
             None => ("connecting …".to_owned(), Tone::Busy),
         },
-        Conn::Syncing { keys } => (
-            format!(
-                "reading … {} keys",
-                text::grouped(i64::try_from(*keys).unwrap_or(i64::MAX))
-            ),
-            Tone::Busy,
-        ),
+        Conn::Syncing { keys } => (format!("reading … {} keys", text::count(*keys)), Tone::Busy),
         Conn::Live { rev, heard } => (
             format!(
                 "live rev {} · {}",

@@ -380,10 +380,10 @@ fn named(name: &str) -> Option<KeyEvent> {
     }
 }
 
-/// The picture of the README.
+/// The picture of the README: the overview.
 pub fn picture_svg() -> String {
-    let mut console = Console::lab((128, 34), DARK);
-    console.press("2<down><down>");
+    let mut console = Console::lab((130, 34), DARK);
+    console.press("<down><down>");
     let title = "Falconer on a captured Milvus cluster";
     picture::svg(&picture::render(&console.app, console.now), title)
 }

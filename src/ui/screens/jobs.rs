@@ -147,7 +147,7 @@ pub fn lines(app: &App, job: &JobInfo, now: UnixMs) -> Vec<Line> {
 
 fn counters(job: &JobInfo) -> Vec<Line> {
     let p = &job.progress;
-    let n = |v: u64| text::grouped(i64::try_from(v).unwrap_or(i64::MAX));
+    let n = |v: u64| text::count(v);
     let mut out = Vec::new();
     if p.segments.1 > 0 {
         out.push(Line::field(
