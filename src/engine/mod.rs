@@ -225,7 +225,8 @@ impl World {
         });
         let registry = Registry::default()
             .with(jobs::restore::Restore::default())
-            .with(jobs::gc::Gc::default());
+            .with(jobs::gc::Gc::default())
+            .with(jobs::demo::Demo);
         Some(Runner::start(executor, registry))
     }
 
