@@ -105,7 +105,7 @@ impl Driver {
                         Fenced::Foreign(why) => self.turn_back(&why),
                     }
                 }
-                Err(e) if e.is_transient() || e.kind() == ErrorKind::OutcomeUnknown => {
+                Err(e) if again(&e) => {
                     self.running.dials.note(format!("trying again: {e}"));
                     self.executor.clock().sleep(wait).await;
                     wait = (wait * 2).min(LONGEST);
@@ -312,6 +312,11 @@ impl Driver {
         let marks = self.executor.keys().marks(self.record.id);
         let _ = delete_under(&self.executor, &Span::prefix(&marks)).await;
     }
+}
+
+/// Whether the same step may be taken again: nothing happened, nobody knows, or history was compacted under a long read.
+fn again(e: &Error) -> bool {
+    e.is_transient() || matches!(e.kind(), ErrorKind::OutcomeUnknown | ErrorKind::Compacted)
 }
 
 /// Deletes our own keys of a span, one by one by name.

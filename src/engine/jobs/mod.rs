@@ -11,6 +11,7 @@ pub mod gc_plan;
 pub mod gc_scan;
 mod locks;
 pub mod meter;
+pub mod presence;
 pub mod registry;
 pub mod restore;
 mod restore_files;
@@ -24,6 +25,10 @@ mod restore_undo;
 mod restore_v3;
 mod restore_watch;
 pub mod runner;
+pub mod select;
+pub mod snapshot_create;
+pub mod snapshot_drop;
+pub mod source;
 pub mod verify;
 
 use std::sync::Arc;
