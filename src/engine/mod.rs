@@ -225,7 +225,10 @@ impl World {
         });
         let registry = Registry::default()
             .with(jobs::restore::Restore::default())
-            .with(jobs::gc::Gc::default());
+            .with(jobs::gc::Gc::default())
+            .with(jobs::snapshot_create::CreateSnapshot)
+            .with(jobs::snapshot_drop::DropSnapshot)
+            .with(jobs::demo::Demo);
         Some(Runner::start(executor, registry))
     }
 

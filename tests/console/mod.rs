@@ -119,6 +119,7 @@ pub fn jobs() -> Arc<JobsView> {
         ),
     };
     Arc::new(JobsView {
+        known: true,
         jobs: vec![Arc::new(running), Arc::new(failed)],
     })
 }

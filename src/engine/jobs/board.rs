@@ -27,6 +27,7 @@ pub(super) struct Running {
 struct Entries {
     records: BTreeMap<JobId, JobRecord>,
     running: BTreeMap<JobId, Running>,
+    known: bool,
 }
 
 /// All jobs.
@@ -51,6 +52,12 @@ impl Board {
 
     pub fn subscribe(&self) -> watch::Receiver<Arc<JobsView>> {
         self.view.subscribe()
+    }
+
+    /// The journal has been read once.
+    pub fn known(&self) {
+        self.lock().known = true;
+        self.changed.notify_one();
     }
 
     pub fn set(&self, record: JobRecord) {
@@ -150,6 +157,7 @@ impl Board {
         });
         JobsView {
             jobs: jobs.collect(),
+            known: entries.known,
         }
     }
 

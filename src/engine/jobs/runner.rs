@@ -513,6 +513,7 @@ impl Inner {
         let clock = self.executor.clock().clone();
         loop {
             if let Ok(rev) = self.read_journal().await {
+                self.board.known();
                 self.board.flush();
                 self.clone().take_up().await;
                 // An error ends the watch, not the task: the journal is read again.

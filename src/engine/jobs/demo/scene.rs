@@ -7,6 +7,7 @@ use prost::Message;
 use super::ids::{IdMap, relabel};
 use super::seed::Seed;
 use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::format::codec::Codec;
 use crate::engine::format::keys::{Key, LogKind};
 use crate::engine::format::paths::ObjPath;
 use crate::engine::format::pb::common::SegmentState;
@@ -147,7 +148,11 @@ pub fn draw(seed: &Seed, ids: &IdMap, now: UnixMs, object_root: &str) -> Result<
         if painter.is_left_out(seed, key) {
             continue;
         }
-        let value = painter.paint(number, key, ids.value(value)?)?;
+        let value = match key.codec() {
+            Codec::Proto(_) => ids.value(value)?,
+            _ => value.clone(),
+        };
+        let value = painter.paint(number, key, value)?;
         let new = ids.key(key)?;
         match key {
             Key::Database(_) | Key::Collection(..) | Key::Alias(..) => {
@@ -186,6 +191,9 @@ impl Painter<'_> {
     }
 
     fn paint(&self, number: i64, key: &Key, value: Vec<u8>) -> Result<Vec<u8>> {
+        if let Key::ChannelRemoval(channel) = key {
+            return Ok(if is_of(channel, GONE) { b"removed".to_vec() } else { value });
+        }
         let mut patch = Patch::parse(&value)?;
         match key {
             Key::Database(_) => {
@@ -198,8 +206,6 @@ impl Painter<'_> {
             Key::ChannelCheckpoint(channel) => {
                 patch.set_integer(4, self.checkpoint(channel, number));
             }
-            Key::ChannelRemoval(channel) if is_of(channel, GONE) => return Ok(b"removed".to_vec()),
-            Key::ChannelRemoval(_) => return Ok(value),
             Key::Segment(..) => {
                 let begin = 30 * HOUR - number % 40 * 10 * MINUTE;
                 self.segment(key, &mut patch, begin)?;
