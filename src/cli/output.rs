@@ -404,7 +404,7 @@ pub fn built(out: &mut dyn Write, catalog: &Catalog, place: &Place) -> Result<()
             place.meta,
             catalog.databases.len(),
             catalog.collections.len(),
-            catalog.segments().len(),
+            catalog.segment_count(),
             catalog.channels.len(),
             catalog.snapshots.len(),
         ),
