@@ -3,12 +3,12 @@
 pub mod catalog;
 pub mod columns;
 pub mod data;
-pub mod gc;
-pub mod holds;
 pub mod detail;
 pub mod facts;
 pub mod find;
+pub mod gc;
 pub mod health;
+pub mod holds;
 mod ingest;
 pub mod jobs;
 pub mod keyindex;
