@@ -152,9 +152,9 @@ impl JobCx {
 
     /// The runner, for a job that has others do a part of it.
     pub fn children(&self) -> Result<&dyn Children> {
-        self.children.as_deref().ok_or_else(|| {
-            Error::new(ErrorKind::Internal, "this job was given no runner to ask")
-        })
+        self.children
+            .as_deref()
+            .ok_or_else(|| Error::new(ErrorKind::Internal, "this job was given no runner to ask"))
     }
 
     /// The same with another way to be stopped.

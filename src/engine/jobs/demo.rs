@@ -31,6 +31,8 @@ use scene::{EXTRA, Scene};
 
 /// Objects written in one step.
 const SLICE: usize = 64;
+/// Of them at once.
+const AT_ONCE: usize = 16;
 /// How long the restore should take to look at.
 const RESTORE_SECS: u64 = 180;
 /// Database and name that it restores into.
@@ -115,13 +117,22 @@ impl Demo {
         let scene = scene(cx, &state)?;
         let bytes: u64 = scene.objects.iter().map(|(_, b)| b.len() as u64).sum();
         cx.progress().totals(0, scene.objects.len() as u64, bytes);
-        for (key, bytes) in scene.objects.iter().skip(state.objects).take(SLICE) {
-            cx.check_cancel()?;
-            cx.put_object(key, bytes.clone()).await?;
-            cx.progress().file(bytes.len() as u64);
+        cx.check_cancel()?;
+        let all = scene.objects.len();
+        let slice = scene.objects.into_iter().skip(state.objects).take(SLICE);
+        let mut puts = futures::stream::iter(slice)
+            .map(|(key, bytes)| async move {
+                cx.put_object(&key, bytes.clone()).await?;
+                cx.progress().file(bytes.len() as u64);
+                Ok::<_, Error>(())
+            })
+            .buffer_unordered(AT_ONCE);
+        while let Some(put) = puts.next().await {
+            put?;
         }
-        state.objects = scene.objects.len().min(state.objects + SLICE);
-        let done = state.objects == scene.objects.len();
+        drop(puts);
+        state.objects = all.min(state.objects + SLICE);
+        let done = state.objects == all;
         let next = if done { Step::Children } else { Step::Objects };
         Ok(Next::Step(state.to(next)))
     }
@@ -144,7 +155,10 @@ impl Demo {
         let writes = puts(cx, scene.heads);
         cx.commit(Change {
             name: "heads".into(),
-            conds: writes.iter().map(|w| Cond::Absent(w.key().clone())).collect(),
+            conds: writes
+                .iter()
+                .map(|w| Cond::Absent(w.key().clone()))
+                .collect(),
             writes,
             atomic: true,
         })
@@ -164,7 +178,10 @@ impl Demo {
         };
         let ended = cx.children()?.ended(job).await?;
         if ended.state != JobState::Verified {
-            let why = ended.error.clone().unwrap_or_else(|| "no reason recorded".into());
+            let why = ended
+                .error
+                .clone()
+                .unwrap_or_else(|| "no reason recorded".into());
             return Err(Error::new(
                 ErrorKind::Conflict,
                 format!("{} did not succeed: {why}", ended.title),
@@ -179,7 +196,9 @@ impl Demo {
     async fn look(cx: &JobCx, state: State) -> Result<Next<State>> {
         let scene = scene(cx, &state)?;
         let mut there: BTreeSet<ObjectKey> = BTreeSet::new();
-        let mut listing = cx.objects.list(&ObjectKey(cx.objects.root().to_owned()), None);
+        let mut listing = cx
+            .objects
+            .list(&ObjectKey(cx.objects.root().to_owned()), None);
         while let Some(object) = listing.next().await {
             there.insert(object?.key);
         }
@@ -192,10 +211,18 @@ impl Demo {
         if !missing.is_empty() {
             return Err(Error::new(
                 ErrorKind::Corrupt,
-                format!("{} objects are missing: {}", missing.len(), missing.join(", ")),
+                format!(
+                    "{} objects are missing: {}",
+                    missing.len(),
+                    missing.join(", ")
+                ),
             ));
         }
-        cx.note(format!("{} files in {}", there.len(), cx.objects.describe()));
+        cx.note(format!(
+            "{} files in {}",
+            there.len(),
+            cx.objects.describe()
+        ));
         Ok(Next::Step(state.to(Step::Restore)))
     }
 
@@ -231,7 +258,12 @@ impl Job for Demo {
 
     async fn plan(&self, cx: &PlanCx, intent: &Intent) -> Result<Plan> {
         let seed = seed::read()?;
-        let scene = scene::draw(&seed, &IdMap::of(&seed, 1 << 50), cx.clock.now(), cx.objects.root())?;
+        let scene = scene::draw(
+            &seed,
+            &IdMap::of(&seed, 1 << 50),
+            cx.clock.now(),
+            cx.objects.root(),
+        )?;
         let root = meta_root(&cx.roots);
         let opts = RangeOpts {
             limit: 1,
@@ -241,7 +273,7 @@ impl Job for Demo {
         let page = cx.meta.range(&Span::prefix(&root), opts).await?;
         let found = page.kvs.first().map(|kv| {
             format!(
-                "key {} exists: the demo is only built into an empty store; give it one of its own with --embedded FILE",
+                "key {} exists: the demo is only built into an empty store; give it a folder of its own with --data-dir",
                 kv.key
             )
         });
@@ -256,8 +288,14 @@ impl Job for Demo {
             }],
             steps: vec![
                 format!("write {} objects", scene.objects.len()),
-                format!("write {} records, then the databases and collections", scene.children.len()),
-                format!("create {} snapshots, and leave one half made and one half dropped", SNAPSHOTS.len()),
+                format!(
+                    "write {} records, then the databases and collections",
+                    scene.children.len()
+                ),
+                format!(
+                    "create {} snapshots, and leave one half made and one half dropped",
+                    SNAPSHOTS.len()
+                ),
                 "look for every file".into(),
                 format!("begin to restore {}.{}, slowly", TARGET.0, TARGET.1),
             ],
@@ -272,7 +310,12 @@ impl Job for Demo {
                 .collect(),
             objects: ObjectChange {
                 puts: scene.objects.len() as u64,
-                samples: scene.objects.iter().take(5).map(|(key, _)| key.0.clone()).collect(),
+                samples: scene
+                    .objects
+                    .iter()
+                    .take(5)
+                    .map(|(key, _)| key.0.clone())
+                    .collect(),
                 ..ObjectChange::default()
             },
             warnings: Vec::new(),
@@ -350,7 +393,10 @@ impl Job for Demo {
 }
 
 /// Everything under the meta root; it was empty when the demo began.
-async fn all_keys(meta: &dyn MetaRead, roots: &Roots) -> Result<(MetaRev, Vec<crate::engine::meta::KeyValue>)> {
+async fn all_keys(
+    meta: &dyn MetaRead,
+    roots: &Roots,
+) -> Result<(MetaRev, Vec<crate::engine::meta::KeyValue>)> {
     let page = meta.range_all(&Span::prefix(&meta_root(roots))).await?;
     Ok((page.rev, page.kvs))
 }

@@ -145,9 +145,12 @@ impl IdMap {
 
     /// An object with new ids in its key and, if it is a V1 file, in its header.
     pub fn object(&self, key: &str, bytes: &Bytes, root: &str) -> Result<(ObjectKey, Bytes)> {
-        let path = ObjPath::parse(OBJECT_ROOT, key)
-            .known()
-            .ok_or_else(|| Error::new(ErrorKind::Internal, format!("seed object {key} is of no known class")))?;
+        let path = ObjPath::parse(OBJECT_ROOT, key).known().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Internal,
+                format!("seed object {key} is of no known class"),
+            )
+        })?;
         let owner = path.owner();
         let target = Target {
             collection: CollectionId(self.id(owner.collection.unwrap_or_default().0)),

@@ -87,7 +87,12 @@ impl Of {
 
 /// A snapshot's record by name.
 pub async fn record(cx: &JobCx, cast: &Cast, name: &str) -> Result<(SnapshotId, KeyValue)> {
-    let gone = || Error::new(ErrorKind::NotFound, format!("snapshot {name} of the demo is gone"));
+    let gone = || {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("snapshot {name} of the demo is gone"),
+        )
+    };
     let wanted = SNAPSHOTS.iter().find(|w| w.name == name).ok_or_else(gone)?;
     let under = Family::Snapshot.under(&cx.roots, &[wanted.of.collection(cast).0]);
     let page = cx.meta.range_all(&Span::prefix(&under)).await?;
@@ -176,7 +181,11 @@ pub async fn deleting(cx: &JobCx, cast: &Cast) -> Result<()> {
 }
 
 /// The manifests that a committed snapshot lists, in its order.
-async fn manifests(cx: &JobCx, of: CollectionId, id: SnapshotId) -> Result<Vec<(ObjectKey, SegmentId)>> {
+async fn manifests(
+    cx: &JobCx,
+    of: CollectionId,
+    id: SnapshotId,
+) -> Result<Vec<(ObjectKey, SegmentId)>> {
     use futures::StreamExt;
     let root = cx.objects.root();
     let any = ObjPath::SnapshotManifest(of, id, SegmentId(0)).to_key(root);
@@ -185,7 +194,8 @@ async fn manifests(cx: &JobCx, of: CollectionId, id: SnapshotId) -> Result<Vec<(
     let mut out = Vec::new();
     while let Some(object) = listing.next().await {
         let key = object?.key;
-        if let Some(ObjPath::SnapshotManifest(_, _, segment)) = ObjPath::parse(root, &key.0).known() {
+        if let Some(ObjPath::SnapshotManifest(_, _, segment)) = ObjPath::parse(root, &key.0).known()
+        {
             out.push((key, segment));
         }
     }

@@ -161,7 +161,10 @@ pub fn draw(seed: &Seed, ids: &IdMap, now: UnixMs, object_root: &str) -> Result<
             _ => scene.children.push((new, value)),
         }
     }
-    let growing = [(BOOKS, "by-dev-_15_", extra), (METRICS, "by-dev-_13_", extra + 1)];
+    let growing = [
+        (BOOKS, "by-dev-_15_", extra),
+        (METRICS, "by-dev-_13_", extra + 1),
+    ];
     for (collection, pchannel, id) in growing {
         let record = painter.growing(seed, collection, pchannel, id)?;
         scene.children.push(record);
@@ -189,7 +192,11 @@ impl Painter<'_> {
 
     fn paint(&self, number: i64, key: &Key, value: Vec<u8>) -> Result<Vec<u8>> {
         if let Key::ChannelRemoval(channel) = key {
-            return Ok(if is_of(channel, GONE) { b"removed".to_vec() } else { value });
+            return Ok(if is_of(channel, GONE) {
+                b"removed".to_vec()
+            } else {
+                value
+            });
         }
         let mut patch = Patch::parse(&value)?;
         match key {
@@ -267,16 +274,28 @@ impl Painter<'_> {
         let revived: Vec<u64> = ROLES
             .iter()
             .filter(|(_, role)| !matches!(role, Role::Dropped(_)))
-            .map(|(digits, _)| self.ids.id(METRICS / 10_000 * 10_000 + digits).cast_unsigned())
+            .map(|(digits, _)| {
+                self.ids
+                    .id(METRICS / 10_000 * 10_000 + digits)
+                    .cast_unsigned()
+            })
             .collect();
-        let mut parents = patch.packed(15).ok_or_else(|| odd("the parents of a segment"))?;
+        let mut parents = patch
+            .packed(15)
+            .ok_or_else(|| odd("the parents of a segment"))?;
         parents.retain(|p| !revived.contains(p));
         patch.set_packed(15, &parents);
         Ok(())
     }
 
     /// A segment that takes rows now: no log yet.
-    fn growing(&self, seed: &Seed, collection: i64, pchannel: &str, id: i64) -> Result<(Key, Vec<u8>)> {
+    fn growing(
+        &self,
+        seed: &Seed,
+        collection: i64,
+        pchannel: &str,
+        id: i64,
+    ) -> Result<(Key, Vec<u8>)> {
         let (old, shape) = segment_of(seed, BOOKS_SEGMENT)?;
         let channel = seed.keys.iter().find_map(|(k, _)| match k {
             Key::ChannelCheckpoint(c) if c.0.starts_with(pchannel) => Some(self.ids.text(&c.0)),
@@ -315,7 +334,14 @@ impl Painter<'_> {
     }
 
     /// Deletes that no compaction has applied yet: an L0 segment with a delta log of its own, a copy of a real one.
-    fn level_zero(&self, seed: &Seed, scene: &mut Scene, id: i64, log: i64, root: &str) -> Result<()> {
+    fn level_zero(
+        &self,
+        seed: &Seed,
+        scene: &mut Scene,
+        id: i64,
+        log: i64,
+        root: &str,
+    ) -> Result<()> {
         let (of, shape) = segment_of(seed, RESULTS[1])?;
         let Key::Segment(_, _, source) = of else {
             return Err(odd("a segment"));
@@ -331,7 +357,9 @@ impl Painter<'_> {
         patch.set_integer(14, 0);
         patch.clear(15);
         patch.set_integer(20, SegmentLevel::L0 as u64);
-        scene.children.push((Key::Segment(c, p, segment), patch.finish()));
+        scene
+            .children
+            .push((Key::Segment(c, p, segment), patch.finish()));
 
         let logs = seed.keys.iter().find_map(|(k, v)| match k {
             Key::Log(LogKind::Delta, _, _, s, _) if s == source => Some(v),
@@ -353,7 +381,11 @@ impl Painter<'_> {
         let new_source = SegmentId(self.ids.id(source.0));
         let from = ObjPath::DeltaLog(c, p, new_source, LogId(first)).to_key(root);
         let to = ObjPath::DeltaLog(c, p, segment, LogId(log)).to_key(root);
-        let bytes = scene.objects.iter().find(|(k, _)| *k == from).map(|(_, b)| b.clone());
+        let bytes = scene
+            .objects
+            .iter()
+            .find(|(k, _)| *k == from)
+            .map(|(_, b)| b.clone());
         let bytes = bytes.ok_or_else(|| odd("the file of a delta log"))?;
         let bytes = relabel(&bytes, |old| if old == new_source.0 { id } else { old });
         scene.objects.push((to, bytes));
@@ -362,7 +394,10 @@ impl Painter<'_> {
 }
 
 fn odd(what: &str) -> Error {
-    Error::new(ErrorKind::Internal, format!("the built-in seed of the demo lacks {what}"))
+    Error::new(
+        ErrorKind::Internal,
+        format!("the built-in seed of the demo lacks {what}"),
+    )
 }
 
 fn segment_of(seed: &Seed, id: i64) -> Result<(&Key, &[u8])> {

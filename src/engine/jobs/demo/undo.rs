@@ -56,7 +56,9 @@ async fn objects(cx: &JobCx, state: State) -> Result<Next<State>> {
     let mut listing = cx.objects.list(&ObjectKey(root.clone()), None);
     while let Some(object) = listing.next().await {
         let key = object?.key;
-        let owner = ObjPath::parse(&root, &key.0).known().map(|path| path.owner());
+        let owner = ObjPath::parse(&root, &key.0)
+            .known()
+            .map(|path| path.owner());
         let id = owner.and_then(|o| o.collection.map(|c| c.0).or(o.build.map(|b| b.0)));
         if id.is_some_and(|id| ours.contains(&id)) {
             found.insert(key);
