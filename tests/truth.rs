@@ -250,11 +250,20 @@ fn schema(at: &str, ours: &Collection, truth: &Value) {
         words(truth, "physical_channel_names"),
         "{at}: pchannels"
     );
-    assert_eq!(
-        as_set(&ours.properties),
-        pairs(truth, "properties"),
-        "{at}: properties"
-    );
+    let mut properties = pairs(truth, "properties");
+    if at == "default/books" {
+        // Milvus 2.3.5 altered this one in memory and wrote the value back without it: the property is in no key of the
+        // collection, so after a restart the server would have lost it too. What is stored is the truth here.
+        let ttl = ("collection.ttl.seconds".to_owned(), "864000".to_owned());
+        assert!(properties.remove(&ttl), "{at}: the server's own answer");
+        let id = ours.id.to_string();
+        let held = lab::etcd().iter().any(|k| {
+            String::from_utf8_lossy(&k.key).contains(&id)
+                && k.value.windows(ttl.0.len()).any(|w| w == ttl.0.as_bytes())
+        });
+        assert!(!held, "{at}: the property is stored after all");
+    }
+    assert_eq!(as_set(&ours.properties), properties, "{at}: properties");
     let level = match text(truth, "consistency_level") {
         "" => "Strong",
         level => level,
@@ -413,6 +422,22 @@ fn segments(at: &str, catalog: &Catalog, ours: &Collection, truth: &Value) {
     }
 }
 
+/// The server answers as the user wrote it, with `params` in JSON; the stored parameters have each by itself.
+fn flat(described: &Value) -> BTreeSet<(String, String)> {
+    let mut out = BTreeSet::new();
+    for (key, value) in pairs(described, "params") {
+        if key == "params" {
+            let inner: Value = serde_json::from_str(&value).expect("JSON");
+            for (key, value) in inner.as_object().expect("an object") {
+                out.insert((key.clone(), value.to_string().trim_matches('"').to_owned()));
+            }
+        } else {
+            out.insert((key, value));
+        }
+    }
+    out
+}
+
 fn indexes(at: &str, catalog: &Catalog, ours: &Collection, truth: &Value) {
     let mut names = BTreeSet::new();
     for described in list(truth, "index_descriptions") {
@@ -430,11 +455,13 @@ fn indexes(at: &str, catalog: &Catalog, ours: &Collection, truth: &Value) {
             .find(|f| f.id == index.field)
             .expect("its field");
         assert_eq!(field.name, text(described, "field_name"), "{at}: field");
-        assert_eq!(
-            as_set(&index.params),
-            pairs(described, "params"),
-            "{at}: parameters"
-        );
+        // The server shows what the user asked for; where the user left the type open, the stored one is the server's choice.
+        let (mut stored, asked) = (as_set(&index.params), flat(described));
+        if !asked.iter().any(|(name, _)| name == "index_type") {
+            stored.retain(|(name, _)| name != "index_type");
+            assert!(!index.index_type.is_empty(), "{at}: a type was chosen");
+        }
+        assert_eq!(stored, asked, "{at}: parameters");
 
         // Rows that are indexed: finished builds of segments that are still there.
         let mut indexed = 0;

@@ -407,7 +407,7 @@ pub fn built(out: &mut dyn Write, catalog: &Catalog, place: &Place) -> Result<()
             place.meta,
             catalog.databases.len(),
             catalog.collections.len(),
-            catalog.segments().count(),
+            catalog.segment_count(),
             catalog.channels.len(),
             catalog.snapshots.len(),
         ),

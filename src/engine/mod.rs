@@ -162,7 +162,7 @@ impl World {
     }
 
     /// Connects, trying again for as long as somebody waits.
-    async fn connect(&self, etcd: &meta::etcd::EtcdProfile, access: Access) -> Meta {
+    async fn connect(&self, etcd: &profile::EtcdProfile, access: Access) -> Meta {
         let clock = &self.shown.clock;
         let mut attempt = 1u32;
         let mut pause = PAUSE.0;

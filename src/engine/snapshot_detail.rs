@@ -179,6 +179,8 @@ async fn files(objects: &ObjectRead, record: &pb::data::SnapshotInfo) -> Result<
     }))
 }
 
+type Make = fn(CollectionId, PartitionId, SegmentId, FieldId, LogId) -> ObjPath;
+
 /// Objects that a segment's description names, by kind. What a storage manifest names in turn is not among them.
 fn references(
     root: &str,
@@ -190,7 +192,6 @@ fn references(
         PartitionId(segment.partition_id),
         SegmentId(segment.segment_id),
     );
-    type Make = fn(CollectionId, PartitionId, SegmentId, FieldId, LogId) -> ObjPath;
     let logs: [(&'static str, &[pb::data::FieldBinlog], Make); 4] = [
         ("insert", &segment.binlogs, ObjPath::InsertLog),
         ("stats", &segment.statslogs, ObjPath::StatsLog),
