@@ -50,7 +50,8 @@ pub async fn demo(
         () = seen => {}
         () = clock.sleep(super::PATIENCE) => {}
     }
-    output::built(out, &handle.catalog.borrow(), &handle.place)?;
+    let jobs = handle.jobs.borrow().clone();
+    output::built(out, &handle.catalog.borrow(), &jobs, &handle.place)?;
     Ok(0)
 }
 

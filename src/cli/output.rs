@@ -11,7 +11,7 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Place, RawValue};
 use crate::engine::ids::UnixMs;
 use crate::engine::model::catalog::Catalog;
-use crate::engine::model::jobs::JobInfo;
+use crate::engine::model::jobs::{JobInfo, JobKind, JobsView};
 use crate::engine::model::resource::{self, Cell, Kind, RowId, Unit, View};
 use crate::engine::plan::Plan;
 
@@ -395,11 +395,9 @@ pub fn job(out: &mut dyn Write, info: &JobInfo, format: Format) -> Result<()> {
 }
 
 /// What the demo made, and three commands to go on with.
-pub fn built(out: &mut dyn Write, catalog: &Catalog, place: &Place) -> Result<()> {
-    let restoring = catalog
-        .tasks
-        .values()
-        .find(|t| t.kind == "copy-segment-job");
+pub fn built(out: &mut dyn Write, catalog: &Catalog, jobs: &JobsView, place: &Place) -> Result<()> {
+    let is_restore = |j: &JobInfo| j.kind == JobKind::Restore && !j.state.ended();
+    let restoring = jobs.jobs.iter().any(|j| is_restore(j));
     line(
         out,
         &format!(
@@ -425,7 +423,7 @@ pub fn built(out: &mut dyn Write, catalog: &Catalog, place: &Place) -> Result<()
         out,
         "  falconer snapshot describe nightly    what a snapshot holds",
     )?;
-    if restoring.is_some() {
+    if restoring {
         line(
             out,
             "A restore has begun. It stops with this process; the next start resumes it.",
