@@ -10,7 +10,7 @@ use crate::config::Setting;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Place, RawValue};
 use crate::engine::model::catalog::Catalog;
-use crate::engine::model::jobs::JobInfo;
+use crate::engine::model::jobs::{JobInfo, JobKind, JobsView};
 use crate::engine::model::resource::{self, Cell, Kind, RowId, Unit, View};
 use crate::engine::plan::Plan;
 
@@ -220,7 +220,7 @@ pub fn detail(
         );
     }
     for (section, fields) in resource::detail(view, row) {
-        line(out, &section)?;
+        line(out, section)?;
         for (name, cell) in fields {
             line(out, &format!("  {name:<24}  {}", show(&cell)))?;
         }
@@ -348,26 +348,21 @@ fn section(out: &mut dyn Write, title: &str, lines: &[String]) -> Result<()> {
 pub fn progress_line(info: &JobInfo) -> String {
     let p = &info.progress;
     let size = |n: u64| show(&Cell::Bytes(n)).into_owned();
-    let mut text = format!(
+    let mut parts = vec![format!(
         "{}: {} ({}/{})",
         info.title, info.step, info.steps.0, info.steps.1
-    );
+    )];
     if p.files.1 > 0 {
-        text.push_str(&format!(
-            "  {}/{} files  {} of {}",
-            p.files.0,
-            p.files.1,
-            size(p.bytes.0),
-            size(p.bytes.1)
-        ));
+        parts.push(format!("{}/{} files", p.files.0, p.files.1));
+        parts.push(format!("{} of {}", size(p.bytes.0), size(p.bytes.1)));
         if p.rate > 0.0 {
-            text.push_str(&format!("  {}/s", size(p.rate as u64)));
+            parts.push(format!("{}/s", size(p.rate as u64)));
         }
         if let Some(eta) = p.eta_ms {
-            text.push_str(&format!("  {} left", show(&Cell::Age(eta))));
+            parts.push(format!("{} left", show(&Cell::Age(eta))));
         }
     }
-    text
+    parts.join("  ")
 }
 
 /// A job that has ended, or stands somewhere.
@@ -394,8 +389,9 @@ pub fn job(out: &mut dyn Write, info: &JobInfo, format: Format) -> Result<()> {
 }
 
 /// What the demo made, and three commands to go on with.
-pub fn built(out: &mut dyn Write, catalog: &Catalog, place: &Place) -> Result<()> {
-    let restoring = catalog.tasks.values().find(|t| t.kind == "copy-segment-job");
+pub fn built(out: &mut dyn Write, catalog: &Catalog, jobs: &JobsView, place: &Place) -> Result<()> {
+    let is_restore = |j: &JobInfo| j.kind == JobKind::Restore && !j.state.ended();
+    let restoring = jobs.jobs.iter().any(|j| is_restore(j));
     line(
         out,
         &format!(
@@ -409,11 +405,23 @@ pub fn built(out: &mut dyn Write, catalog: &Catalog, place: &Place) -> Result<()
         ),
     )?;
     line(out, "Look next, with the same flags:")?;
-    line(out, "  falconer                              the console; the restore goes on in it")?;
-    line(out, "  falconer get channels -s -lag         one lags, one is dropped")?;
-    line(out, "  falconer snapshot describe nightly    what a snapshot holds")?;
-    if restoring.is_some() {
-        line(out, "A restore has begun. It stops with this process; the next start resumes it.")?;
+    line(
+        out,
+        "  falconer                              the console; the restore goes on in it",
+    )?;
+    line(
+        out,
+        "  falconer get channels -s -lag         one lags, one is dropped",
+    )?;
+    line(
+        out,
+        "  falconer snapshot describe nightly    what a snapshot holds",
+    )?;
+    if restoring {
+        line(
+            out,
+            "A restore has begun. It stops with this process; the next start resumes it.",
+        )?;
     }
     Ok(())
 }
