@@ -221,7 +221,7 @@ pub fn detail(
         );
     }
     for (section, fields) in resource::detail(view, row) {
-        line(out, &section)?;
+        line(out, section)?;
         for (name, cell) in fields {
             line(out, &format!("  {name:<24}  {}", show(&cell)))?;
         }
@@ -347,6 +347,7 @@ fn section(out: &mut dyn Write, title: &str, lines: &[String]) -> Result<()> {
 
 /// One line about a running job.
 pub fn progress_line(info: &JobInfo) -> String {
+    use std::fmt::Write as _;
     let p = &info.progress;
     let size = |n: u64| show(&Cell::Bytes(n)).into_owned();
     let mut text = format!(
@@ -354,18 +355,20 @@ pub fn progress_line(info: &JobInfo) -> String {
         info.title, info.step, info.steps.0, info.steps.1
     );
     if p.files.1 > 0 {
-        text.push_str(&format!(
+        // Writing into a string cannot fail.
+        let _ = write!(
+            text,
             "  {}/{} files  {} of {}",
             p.files.0,
             p.files.1,
             size(p.bytes.0),
             size(p.bytes.1)
-        ));
+        );
         if p.rate > 0.0 {
-            text.push_str(&format!("  {}/s", size(p.rate as u64)));
+            let _ = write!(text, "  {}/s", size(p.rate as u64));
         }
         if let Some(eta) = p.eta_ms {
-            text.push_str(&format!("  {} left", show(&Cell::Age(eta))));
+            let _ = write!(text, "  {} left", show(&Cell::Age(eta)));
         }
     }
     text
