@@ -570,6 +570,8 @@ fn big_lists_are_computed_elsewhere_and_the_last_question_wins() {
     }
     let mut app = App::new(place(None), DARK, (120, 40));
     update(&mut app, Msg::Catalog(Arc::new(catalog(&keys))), NOW);
+    let conn = Conn::Static { rev: MetaRev(1) };
+    update(&mut app, Msg::Conn(conn), NOW);
     let mut orders = Vec::new();
     for key in parse("9/00012<enter>") {
         for effect in update(&mut app, Msg::Term(Term::Key(key)), NOW) {

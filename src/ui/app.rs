@@ -192,10 +192,11 @@ impl App {
         }
     }
 
-    /// No question is open and nothing is being computed or waiting to be drawn.
+    /// The first listing is there, no question is open and nothing is being computed.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.open.is_empty() && self.computing.is_none()
+        let attaching = matches!(self.conn, Conn::Connecting { .. } | Conn::Syncing { .. });
+        !attaching && self.open.is_empty() && self.computing.is_none()
     }
 
     /// How often time must pass on screen; `None` = never, so that an idle console costs nothing.
