@@ -1,6 +1,7 @@
 //! Plan, confirm, apply, follow.
 
 use std::io::Write;
+use std::time::Duration;
 
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Handle, Reply, Request};
@@ -10,6 +11,11 @@ use crate::engine::model::jobs::{JobInfo, JobState};
 use crate::engine::plan::{Danger, Intent, Plan};
 
 use super::{ApplyArgs, Format, output};
+
+/// A dead process's lease has run out by then.
+const TAKEN_UP: Duration = Duration::from_secs(30);
+/// Between two questions.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Makes a plan.
 pub async fn plan(handle: &Handle, intent: Intent) -> Result<std::sync::Arc<Plan>> {
@@ -50,15 +56,36 @@ pub async fn demo(
         () = seen => {}
         () = clock.sleep(super::PATIENCE) => {}
     }
-    output::built(out, &handle.catalog.borrow(), &handle.place)?;
+    let jobs = handle.jobs.borrow().clone();
+    output::built(out, &handle.catalog.borrow(), &jobs, &handle.place)?;
     Ok(0)
 }
 
 /// Holds a job's copies to so many bytes a second; 0 = no limit.
 pub async fn hold(handle: &Handle, job: JobId, rate: u64) -> Result<()> {
     let rate = Some(rate).filter(|r| *r > 0);
-    handle.request(Request::Throttle(job, rate)).await?;
-    Ok(())
+    ours(handle, || Request::Throttle(job, rate)).await
+}
+
+/// Stops a job.
+pub async fn cancel(handle: &Handle, job: JobId) -> Result<()> {
+    ours(handle, || Request::Cancel(job)).await
+}
+
+/// Asks for something that only the process which runs the job can do. A job that a dead process left is taken up a moment after
+/// it is known, or when that process's lease has run out: until then the answer is *busy*.
+async fn ours(handle: &Handle, request: impl Fn() -> Request) -> Result<()> {
+    let begun = handle.clock.mono();
+    loop {
+        match handle.request(request()).await {
+            Err(e)
+                if e.kind() == ErrorKind::Busy
+                    && handle.clock.mono().saturating_sub(begun) < TAKEN_UP => {}
+            Err(e) => return Err(e),
+            Ok(_) => return Ok(()),
+        }
+        handle.clock.sleep(AGAIN).await;
+    }
 }
 
 /// As [`apply`], with copies held to a rate from the start.

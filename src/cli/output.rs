@@ -11,7 +11,7 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Place, RawValue};
 use crate::engine::ids::UnixMs;
 use crate::engine::model::catalog::Catalog;
-use crate::engine::model::jobs::JobInfo;
+use crate::engine::model::jobs::{JobInfo, JobKind, JobsView};
 use crate::engine::model::resource::{self, Cell, Kind, RowId, Unit, View};
 use crate::engine::plan::Plan;
 
@@ -221,7 +221,7 @@ pub fn detail(
         );
     }
     for (section, fields) in resource::detail(view, row) {
-        line(out, &section)?;
+        line(out, section)?;
         for (name, cell) in fields {
             line(out, &format!("  {name:<24}  {}", show(&cell)))?;
         }
@@ -347,6 +347,7 @@ fn section(out: &mut dyn Write, title: &str, lines: &[String]) -> Result<()> {
 
 /// One line about a running job.
 pub fn progress_line(info: &JobInfo) -> String {
+    use std::fmt::Write as _;
     let p = &info.progress;
     let size = |n: u64| show(&Cell::Bytes(n)).into_owned();
     let mut text = format!(
@@ -354,18 +355,20 @@ pub fn progress_line(info: &JobInfo) -> String {
         info.title, info.step, info.steps.0, info.steps.1
     );
     if p.files.1 > 0 {
-        text.push_str(&format!(
+        // Writing into a string cannot fail.
+        let _ = write!(
+            text,
             "  {}/{} files  {} of {}",
             p.files.0,
             p.files.1,
             size(p.bytes.0),
             size(p.bytes.1)
-        ));
+        );
         if p.rate > 0.0 {
-            text.push_str(&format!("  {}/s", size(p.rate as u64)));
+            let _ = write!(text, "  {}/s", size(p.rate as u64));
         }
         if let Some(eta) = p.eta_ms {
-            text.push_str(&format!("  {} left", show(&Cell::Age(eta))));
+            let _ = write!(text, "  {} left", show(&Cell::Age(eta)));
         }
     }
     text
@@ -395,8 +398,9 @@ pub fn job(out: &mut dyn Write, info: &JobInfo, format: Format) -> Result<()> {
 }
 
 /// What the demo made, and three commands to go on with.
-pub fn built(out: &mut dyn Write, catalog: &Catalog, place: &Place) -> Result<()> {
-    let restoring = catalog.tasks.values().find(|t| t.kind == "copy-segment-job");
+pub fn built(out: &mut dyn Write, catalog: &Catalog, jobs: &JobsView, place: &Place) -> Result<()> {
+    let is_restore = |j: &JobInfo| j.kind == JobKind::Restore && !j.state.ended();
+    let restoring = jobs.jobs.iter().any(|j| is_restore(j));
     line(
         out,
         &format!(
@@ -410,11 +414,23 @@ pub fn built(out: &mut dyn Write, catalog: &Catalog, place: &Place) -> Result<()
         ),
     )?;
     line(out, "Look next, with the same flags:")?;
-    line(out, "  falconer                              the console; the restore goes on in it")?;
-    line(out, "  falconer get channels -s -lag         one lags, one is dropped")?;
-    line(out, "  falconer snapshot describe nightly    what a snapshot holds")?;
-    if restoring.is_some() {
-        line(out, "A restore has begun. It stops with this process; the next start resumes it.")?;
+    line(
+        out,
+        "  falconer                              the console; the restore goes on in it",
+    )?;
+    line(
+        out,
+        "  falconer get channels -s -lag         one lags, one is dropped",
+    )?;
+    line(
+        out,
+        "  falconer snapshot describe nightly    what a snapshot holds",
+    )?;
+    if restoring {
+        line(
+            out,
+            "A restore has begun. It stops with this process; the next start resumes it.",
+        )?;
     }
     Ok(())
 }

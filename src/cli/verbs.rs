@@ -237,7 +237,7 @@ pub async fn restore(
             Ok(0)
         }
         RestoreCommand::Cancel { job } => {
-            handle.request(Request::Cancel(JobId(job))).await?;
+            jobs::cancel(handle, JobId(job)).await?;
             jobs::follow(handle, JobId(job), Format::Table, out).await
         }
     }
