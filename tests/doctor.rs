@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,9 +11,12 @@ use falconer::engine::clock::{Clock, SystemClock};
 use falconer::engine::doctor::{self, DoctorReport, Patient, Status};
 use falconer::engine::error::Result;
 use falconer::engine::format::keys::{Key, Roots};
-use falconer::engine::format::pb;
-use falconer::engine::ids::{CollectionId, MetaKey, MetaRev, ObjectKey, SnapshotId, UnixMs};
+use falconer::engine::format::{manifest, pb, snapshot};
+use falconer::engine::ids::{
+    CollectionId, MetaKey, MetaRev, ObjectKey, SegmentId, SnapshotId, UnixMs,
+};
 use falconer::engine::meta::embedded::EmbeddedStore;
+use falconer::engine::meta::etcd::{EtcdProfile, EtcdStore};
 use falconer::engine::meta::{
     KeyValue, MetaRead, MetaStatus, MetaWrite, Page, RangeOpts, Span, Txn, WatchStream, Write,
 };
@@ -22,6 +26,7 @@ use futures::future::BoxFuture;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use prost::Message as _;
 
+use support::servers::{Etcd, EtcdVersion};
 use support::{lab, s3};
 
 /// Stands at a moment; waits really, so that deadlines hold.
@@ -142,6 +147,21 @@ impl PutOwned for ObjectWrite {
     fn put_owned(&self, key: &str, bytes: &Bytes) -> BoxFuture<'static, Result<()>> {
         let (me, key, bytes) = (self.clone(), ObjectKey(key.to_owned()), bytes.clone());
         Box::pin(async move { me.put(&key, bytes, PutMode::Overwrite).await })
+    }
+}
+
+fn s3_objects(endpoint: &str, bucket: &str, secret: &str) -> ObjectProfile {
+    ObjectProfile {
+        kind: ObjectKind::S3(S3Profile {
+            endpoint: Some(endpoint.to_owned()),
+            bucket: bucket.to_owned(),
+            region: String::new(),
+            credentials: Some((s3::ACCESS_KEY.into(), secret.into())),
+            virtual_host: false,
+            ca: None,
+            request_timeout: REQUEST_TIMEOUT,
+        }),
+        root: "files".into(),
     }
 }
 
@@ -539,6 +559,183 @@ async fn snapshots_whose_files_are_gone_are_named() {
     );
 }
 
+/// A whole committed snapshot of one segment that no record names any more, with all its files.
+async fn keep_a_snapshot(lab: &Lab) -> [ObjectKey; 4] {
+    let log = |path: &str| pb::data::FieldBinlog {
+        field_id: 100,
+        binlogs: vec![pb::data::Binlog {
+            log_path: path.into(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let (data, index) = (
+        "files/insert_log/9/8/77/100/5",
+        "files/index_files/6/1/8/77/HNSW",
+    );
+    let segment = pb::data::SegmentDescription {
+        segment_id: 77,
+        partition_id: 8,
+        channel_name: "by-dev-rootcoord-dml_0_9v0".into(),
+        num_of_rows: 3,
+        binlogs: vec![log(data)],
+        index_files: vec![pb::index::IndexFilePathInfo {
+            segment_id: 77,
+            build_id: 6,
+            index_file_paths: vec![index.into()],
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let info = pb::data::SnapshotInfo {
+        name: "nightly".into(),
+        id: 5,
+        collection_id: 9,
+        state: pb::data::SnapshotState::Committed as i32,
+        ..Default::default()
+    };
+    let manifest = snapshot::manifest_key("files", CollectionId(9), SnapshotId(5), SegmentId(77));
+    let json = snapshot::metadata_key("files", CollectionId(9), SnapshotId(5));
+    let metadata = pb::data::SnapshotMetadata {
+        format_version: 4,
+        snapshot_info: Some(snapshot::pending_form(&info)),
+        collection: Some(pb::data::CollectionDescription {
+            schema: Some(pb::schema::CollectionSchema {
+                name: "books".into(),
+                fields: vec![pb::schema::FieldSchema::default()],
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        manifest_list: vec![manifest.0.clone()],
+        segment_ids: vec![77],
+        build_ids: vec![6],
+        layout: pb::data::SnapshotLayout::Referenced as i32,
+        ..Default::default()
+    };
+    for (key, bytes) in [
+        (manifest.clone(), manifest::write_v4(&segment).unwrap()),
+        (json.clone(), snapshot::write_metadata(&metadata).unwrap()),
+        (data.into(), b"rows".to_vec()),
+        (index.into(), b"graph".to_vec()),
+    ] {
+        lab.write
+            .put(&key, bytes.into(), PutMode::Create)
+            .await
+            .unwrap();
+    }
+    lab.put(
+        &Key::Snapshot(CollectionId(9), SnapshotId(5)),
+        info.encode_to_vec(),
+    )
+    .await;
+    [json, manifest, data.into(), index.into()]
+}
+
+#[tokio::test]
+async fn what_only_a_snapshot_keeps_is_looked_for_too() {
+    let lab = Lab::load(Sessions::None).await;
+    let [json, manifest, data, index] = keep_a_snapshot(&lab).await;
+    let report = doctor::run_deep(&lab.patient(), &[]).await;
+    expect(
+        &report,
+        "snapshots",
+        Status::Ok,
+        &["1 of 1 committed", "1 of 1 manifests"],
+    );
+    expect(&report, "references", Status::Ok, &["all there"]);
+
+    let named = |key: &ObjectKey, by: &str| format!("{key} (needed by {by})");
+    for (key, by) in [
+        (&index, "segment 77 of snapshot nightly"),
+        (&data, "segment 77 of snapshot nightly"),
+        (&manifest, "snapshot nightly"),
+    ] {
+        lab.write.delete(key).await.unwrap();
+        let report = doctor::run_deep(&lab.patient(), &[]).await;
+        expect(&report, "references", Status::Fail, &[&named(key, by)]);
+    }
+    // Without its manifest nobody knows what a snapshot keeps: the manifest itself is what is named.
+    let report = doctor::run_deep(&lab.patient(), &[]).await;
+    assert_eq!(
+        report.check("references").unwrap().items,
+        [named(&manifest, "snapshot nightly")]
+    );
+
+    lab.write
+        .put(&manifest, Bytes::from_static(b"torn"), PutMode::Overwrite)
+        .await
+        .unwrap();
+    let report = doctor::run_deep(&lab.patient(), &[]).await;
+    expect(
+        &report,
+        "references",
+        Status::Warn,
+        &["cannot be read", &manifest.0],
+    );
+    lab.write.delete(&json).await.unwrap();
+    let report = doctor::run_deep(&lab.patient(), &[]).await;
+    expect(
+        &report,
+        "references",
+        Status::Fail,
+        &[&named(&json, "snapshot nightly")],
+    );
+}
+
+#[tokio::test]
+async fn on_real_etcd_and_real_s3_it_ends_within_two_seconds() {
+    let etcd = Etcd::start(EtcdVersion::V34);
+    etcd.load(&lab::etcd_without_sessions()).await;
+    let server = s3::shared();
+    server.create_bucket("doctor-both");
+    server
+        .upload(
+            "doctor-both",
+            lab::objects().iter().map(|(k, b)| (k.as_str(), b.clone())),
+        )
+        .await;
+    let (read, _) = open(&s3_objects(&server.url, "doctor-both", s3::SECRET_KEY)).unwrap();
+    let clock = Arc::new(after_capture());
+    let profile = EtcdProfile::plain([etcd.endpoint()]);
+    let meta = EtcdStore::connect(&profile, Arc::new(SystemClock::new()))
+        .await
+        .unwrap();
+    let roots = Roots::default();
+    let patient = Patient {
+        meta: &meta,
+        objects: Some(&read),
+        roots: &roots,
+        clock: &*clock,
+    };
+    let start = clock.mono();
+    let report = doctor::run(&patient).await;
+    let took = clock.mono().saturating_sub(start);
+    assert!(!report.failed(), "{report:#?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    expect(&report, "etcd", Status::Ok, &["etcd 3.4"]);
+    expect(&report, "etcd space", Status::Ok, &["MiB"]);
+    expect(&report, "right bucket", Status::Ok, &["5 segments"]);
+    let deep = doctor::run_deep(&patient, &[]).await;
+    expect(&deep, "references", Status::Ok, &["all there"]);
+
+    let elsewhere = Roots {
+        root: "prod".into(),
+        ..Roots::default()
+    };
+    let patient = Patient {
+        roots: &elsewhere,
+        ..patient
+    };
+    let report = doctor::run(&patient).await;
+    expect(
+        &report,
+        "root path",
+        Status::Fail,
+        &["this store has by-dev/meta", "etcd.rootPath"],
+    );
+}
+
 /// A store that never answers.
 struct Silent;
 
@@ -598,18 +795,7 @@ async fn two_seconds_whatever_the_servers_do() {
 async fn on_a_real_s3_server_it_is_as_sure_and_as_quick() {
     let server = s3::shared();
     server.create_bucket("doctor");
-    let profile = |secret: &str| ObjectProfile {
-        kind: ObjectKind::S3(S3Profile {
-            endpoint: Some(server.url.clone()),
-            bucket: "doctor".into(),
-            region: String::new(),
-            credentials: Some((s3::ACCESS_KEY.into(), secret.into())),
-            virtual_host: false,
-            ca: None,
-            request_timeout: REQUEST_TIMEOUT,
-        }),
-        root: "files".into(),
-    };
+    let profile = |secret: &str| s3_objects(&server.url, "doctor", secret);
     let (read, write) = open(&profile(s3::SECRET_KEY)).unwrap();
     let mut lab = Lab::load_into(Sessions::None, read, write).await;
     let start = lab.clock.mono();

@@ -218,7 +218,9 @@ async fn operate(stores: &Stores, turn: Turn) -> Result<Arc<JobInfo>> {
         Some(kv) => kv.key.text().split('/').nth(3).unwrap().parse().unwrap(),
         None => loop {
             match begin(&runner).await {
-                Err(e) if e.is_transient() || e.kind() == ErrorKind::OutcomeUnknown => {}
+                Err(e) if e.is_transient() || e.kind() == ErrorKind::OutcomeUnknown => {
+                    tokio::task::yield_now().await;
+                }
                 done => break done?,
             }
         },

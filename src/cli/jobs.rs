@@ -5,6 +5,7 @@ use std::io::Write;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Handle, Reply, Request};
 use crate::engine::ids::JobId;
+use crate::engine::model::catalog::Catalog;
 use crate::engine::model::jobs::{JobInfo, JobState};
 use crate::engine::plan::{Danger, Intent, Plan};
 
@@ -25,14 +26,61 @@ pub async fn apply(
     args: &ApplyArgs,
     out: &mut (dyn Write + Send),
 ) -> Result<u8> {
+    apply_at(handle, intent, args, None, out).await
+}
+
+/// Builds the demo, and says what to look at.
+pub async fn demo(
+    handle: &mut Handle,
+    args: &ApplyArgs,
+    out: &mut (dyn Write + Send),
+) -> Result<u8> {
+    let code = apply(handle, Intent::Demo, args, out).await?;
+    if code != 0 || args.plan || !matches!(args.out.output, Format::Table | Format::Wide) {
+        return Ok(code);
+    }
+    // The picture follows the store; the snapshot that is being dropped is the last thing made.
+    let clock = handle.clock.clone();
+    let seen = async {
+        let is_whole = |c: &Catalog| c.snapshots.values().any(|s| s.state.name == "Deleting");
+        // An error means that the engine has stopped; what is known is printed then.
+        let _ = handle.catalog.wait_for(|c| is_whole(c)).await;
+    };
+    tokio::select! {
+        () = seen => {}
+        () = clock.sleep(super::PATIENCE) => {}
+    }
+    output::built(out, &handle.catalog.borrow(), &handle.place)?;
+    Ok(0)
+}
+
+/// Holds a job's copies to so many bytes a second; 0 = no limit.
+pub async fn hold(handle: &Handle, job: JobId, rate: u64) -> Result<()> {
+    let rate = Some(rate).filter(|r| *r > 0);
+    handle.request(Request::Throttle(job, rate)).await?;
+    Ok(())
+}
+
+/// As [`apply`], with copies held to a rate from the start.
+pub async fn apply_at(
+    handle: &mut Handle,
+    intent: Intent,
+    args: &ApplyArgs,
+    rate: Option<u64>,
+    out: &mut (dyn Write + Send),
+) -> Result<u8> {
     let plan = plan(handle, intent).await?;
     if args.plan {
         output::plan(out, &plan, args.out.output)?;
         return Ok(if plan.applicable() { 0 } else { 4 });
     }
-    if !plan.applicable() {
+    if let Some(check) = plan.failures().next() {
         output::plan(out, &plan, args.out.output)?;
-        return Ok(4);
+        let why = check.failed.as_deref().unwrap_or_default();
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            format!("cannot {}: {}: {why}", plan.title, check.name),
+        ));
     }
     let typed = confirm(&plan, args)?;
     let job = match handle
@@ -45,6 +93,9 @@ pub async fn apply(
         Reply::Accepted(job) => job,
         other => return Err(unexpected(&other)),
     };
+    if let Some(rate) = rate {
+        hold(handle, job, rate).await?;
+    }
     follow(handle, job, args.out.output, out).await
 }
 
@@ -118,6 +169,7 @@ pub async fn follow(
 ) -> Result<u8> {
     let live = super::interactive() && format == Format::Table;
     let mut said = 0;
+    let mut told = false;
     loop {
         let seen = handle
             .jobs
@@ -127,6 +179,10 @@ pub async fn follow(
             .find(|j| j.id == job)
             .cloned();
         if let Some(info) = seen {
+            if let Some(how) = info.recovered.as_deref().filter(|_| !told) {
+                told = true;
+                let _ = writeln!(std::io::stderr(), "falconer: job {job} {how}");
+            }
             if live {
                 let mut err = std::io::stderr();
                 let _ = write!(err, "\r\x1b[K{}", output::progress_line(&info));

@@ -67,6 +67,9 @@ pub enum ColorChoice {
     True,
 }
 
+/// For the journal of our own jobs, which comes with the first listing.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// A verb.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -223,6 +226,9 @@ pub enum RestoreCommand {
         snapshot: String,
         /// Target: `name` or `database/name`. Must not exist.
         target: String,
+        /// Bytes a second that the copies are held to, e.g. `20MiB`; 0 = no limit.
+        #[arg(long, value_name = "BYTES", value_parser = rate)]
+        rate: Option<u64>,
         /// How to apply.
         #[command(flatten)]
         apply: ApplyArgs,
@@ -231,6 +237,9 @@ pub enum RestoreCommand {
     Watch {
         /// Its id.
         job: i64,
+        /// From now on, bytes a second that the copies are held to, e.g. `20MiB`; 0 = no limit.
+        #[arg(long, value_name = "BYTES", value_parser = rate)]
+        rate: Option<u64>,
         /// Output format.
         #[command(flatten)]
         out: OutputArgs,
@@ -338,6 +347,14 @@ pub fn run_offline(
 pub async fn run(command: Command, handle: Handle, out: &mut (dyn Write + Send)) -> Result<u8> {
     let mut handle = handle;
     ready(&mut handle).await?;
+    if let Some(why) = handle.place.read_only.as_deref().filter(|_| writes(&command)) {
+        return Err(Error::new(
+            ErrorKind::Fenced,
+            format!("nothing can be written to {}: {why}", handle.place.meta),
+        )
+        .fix("attach to the cluster itself, with a profile that may write"));
+    }
+    journal(&mut handle).await;
     match command {
         Command::Get(args) => verbs::get(&handle, &args, out).map(|()| 0),
         Command::Describe(args) => verbs::describe(&handle, &args, out).await.map(|()| 0),
@@ -345,9 +362,7 @@ pub async fn run(command: Command, handle: Handle, out: &mut (dyn Write + Send))
         Command::Restore(command) => verbs::restore(&mut handle, command, out).await,
         Command::Gc(command) => verbs::gc(&mut handle, command, out).await,
         Command::Doctor(args) => verbs::doctor(&handle, args, out).await,
-        Command::Demo(apply) => {
-            jobs::apply(&mut handle, crate::engine::plan::Intent::Demo, &apply, out).await
-        }
+        Command::Demo(apply) => jobs::demo(&mut handle, &apply, out).await,
         Command::Config(_) | Command::Completions { .. } => Err(Error::new(
             ErrorKind::Internal,
             "this command needs no engine",
@@ -375,6 +390,71 @@ async fn ready(handle: &mut Handle) -> Result<()> {
             ));
         }
     }
+}
+
+/// Whether it needs the right to write. A plan alone needs the runner too, which only a writing engine has.
+fn writes(command: &Command) -> bool {
+    match command {
+        Command::Get(_)
+        | Command::Describe(_)
+        | Command::Doctor(_)
+        | Command::Config(_)
+        | Command::Completions { .. } => false,
+        Command::Snapshot(c) => {
+            matches!(
+                c,
+                SnapshotCommand::Create { .. } | SnapshotCommand::Drop { .. }
+            )
+        }
+        Command::Restore(c) => !matches!(c, RestoreCommand::List { .. }),
+        Command::Gc(_) | Command::Demo(_) => true,
+    }
+}
+
+/// Waits until our own jobs are known, and says which of them are not finished: they go on while this process lives.
+async fn journal(handle: &mut Handle) {
+    if handle.place.read_only.is_some() {
+        return;
+    }
+    let clock = handle.clock.clone();
+    let known = async {
+        while !handle.jobs.borrow_and_update().known {
+            if handle.jobs.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = known => {}
+        () = clock.sleep(PATIENCE) => {}
+    }
+    for job in &handle.jobs.borrow().jobs {
+        if !job.state.ended() {
+            let _ = writeln!(
+                std::io::stderr(),
+                "falconer: job {} is not finished and goes on while this process lives: {} ({}); follow it with `falconer restore watch {0}`",
+                job.id, job.title, job.step
+            );
+        }
+    }
+}
+
+/// `20MiB`, `512KiB`, `1000000`.
+fn rate(text: &str) -> std::result::Result<u64, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        _ => return Err("give a number of bytes, KiB, MiB or GiB".into()),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(factor))
+        .ok_or_else(|| "give a number of bytes, KiB, MiB or GiB".into())
 }
 
 /// Whether a question can be asked.

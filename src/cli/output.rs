@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 
 use crate::config::Setting;
 use crate::engine::error::{Error, ErrorKind, Result};
-use crate::engine::handle::RawValue;
+use crate::engine::handle::{Place, RawValue};
 use crate::engine::ids::UnixMs;
+use crate::engine::model::catalog::Catalog;
 use crate::engine::model::jobs::JobInfo;
 use crate::engine::model::resource::{self, Cell, Kind, RowId, Unit, View};
 use crate::engine::plan::Plan;
@@ -176,6 +177,31 @@ pub fn rows(
             )
         }
     }
+}
+
+/// Rows of several kinds: tables one below the other, or one document.
+pub fn kinds<const N: usize>(
+    out: &mut dyn Write,
+    view: &View<'_>,
+    parts: [(Kind, Vec<RowId>); N],
+    format: Format,
+) -> Result<()> {
+    if matches!(format, Format::Json | Format::Yaml) {
+        let mut all = serde_json::Map::new();
+        all.insert("revision".into(), json!(view.catalog.rev));
+        for (kind, ids) in parts {
+            let items: Vec<Value> = ids.iter().map(|id| resource::json(view, id)).collect();
+            all.insert(kind.spec().name.into(), json!(items));
+        }
+        return document(out, &Value::Object(all), format);
+    }
+    for (at, (kind, ids)) in parts.into_iter().enumerate() {
+        if at > 0 && matches!(format, Format::Table | Format::Wide) {
+            line(out, "")?;
+        }
+        rows(out, view, kind, ids, None, None, format)?;
+    }
+    Ok(())
 }
 
 /// One thing in full.
@@ -364,6 +390,31 @@ pub fn job(out: &mut dyn Write, info: &JobInfo, format: Format) -> Result<()> {
     }
     if let Some(error) = &info.error {
         line(out, &format!("  error: {error}"))?;
+    }
+    Ok(())
+}
+
+/// What the demo made, and three commands to go on with.
+pub fn built(out: &mut dyn Write, catalog: &Catalog, place: &Place) -> Result<()> {
+    let restoring = catalog.tasks.values().find(|t| t.kind == "copy-segment-job");
+    line(
+        out,
+        &format!(
+            "{}: {} databases, {} collections, {} segments, {} channels, {} snapshots",
+            place.meta,
+            catalog.databases.len(),
+            catalog.collections.len(),
+            catalog.segment_count(),
+            catalog.channels.len(),
+            catalog.snapshots.len(),
+        ),
+    )?;
+    line(out, "Look next, with the same flags:")?;
+    line(out, "  falconer                              the console; the restore goes on in it")?;
+    line(out, "  falconer get channels -s -lag         one lags, one is dropped")?;
+    line(out, "  falconer snapshot describe nightly    what a snapshot holds")?;
+    if restoring.is_some() {
+        line(out, "A restore has begun. It stops with this process; the next start resumes it.")?;
     }
     Ok(())
 }

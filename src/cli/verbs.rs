@@ -6,6 +6,7 @@ use std::io::Write;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Handle, Reply, Request};
 use crate::engine::ids::{CollectionId, JobId, SnapshotId};
+use crate::engine::model::jobs::JobKind;
 use crate::engine::model::resource::{self, Kind, RowId, Scope, View};
 use crate::engine::plan::Intent;
 
@@ -176,6 +177,7 @@ pub async fn restore(
         RestoreCommand::Start {
             snapshot,
             target,
+            rate,
             apply,
         } => {
             let snapshot = snapshot_id(handle, &snapshot)?;
@@ -183,19 +185,18 @@ pub async fn restore(
                 Some((db, name)) => (db.to_owned(), name.to_owned()),
                 None => ("default".to_owned(), target),
             };
-            jobs::apply(
-                handle,
-                Intent::Restore {
-                    snapshot,
-                    database,
-                    collection,
-                },
-                &apply,
-                out,
-            )
-            .await
+            let intent = Intent::Restore {
+                snapshot,
+                database,
+                collection,
+            };
+            jobs::apply_at(handle, intent, &apply, rate, out).await
         }
-        RestoreCommand::Watch { job, out: format } => {
+        RestoreCommand::Watch {
+            job,
+            rate,
+            out: format,
+        } => {
             let id = JobId(job);
             let known = handle.jobs.borrow().jobs.iter().any(|j| j.id == id);
             if !known {
@@ -205,22 +206,24 @@ pub async fn restore(
                 )
                 .fix("list them with: falconer restore list"));
             }
+            if let Some(rate) = rate {
+                jobs::hold(handle, id, rate).await?;
+            }
             jobs::follow(handle, id, format.output, out).await
         }
         RestoreCommand::List { out: format } => {
             look(handle, |view| {
-                let rows = resource::ids(view, Kind::Jobs, &Scope::default());
-                output::rows(out, view, Kind::Jobs, rows, None, None, format.output)?;
-                let foreign = resource::ids(view, Kind::Tasks, &Scope::default());
-                output::rows(
-                    out,
-                    view,
-                    Kind::Tasks,
-                    foreign,
-                    Some("copy-segment"),
-                    None,
-                    format.output,
-                )
+                let mut ours = resource::ids(view, Kind::Jobs, &Scope::default());
+                ours.retain(|row| {
+                    let job = |id| view.jobs.jobs.iter().find(|j| j.id == id);
+                    matches!(row, RowId::Job(id) if job(*id).is_some_and(|j| j.kind == JobKind::Restore))
+                });
+                let mut foreign = resource::ids(view, Kind::Tasks, &Scope::default());
+                foreign.retain(|row| match row {
+                    RowId::Task(key) => view.catalog.tasks.get(key).is_some_and(|t| t.kind == "copy-segment-job"),
+                    _ => false,
+                });
+                output::kinds(out, view, [(Kind::Jobs, ours), (Kind::Tasks, foreign)], format.output)
             })?;
             Ok(0)
         }

@@ -9,10 +9,10 @@ use super::dump;
 use super::error::{Error, ErrorKind, Result};
 use super::handle::Place;
 use super::meta::embedded::{EmbeddedReader, EmbeddedStore};
-use super::meta::etcd::{EtcdProfile, EtcdStore, EtcdTls};
+use super::meta::etcd::EtcdStore;
 use super::meta::{MetaRead, MetaWrite};
 use super::objects::{self, ObjectRead, ObjectWrite};
-use super::profile::{self, Access, MetaProfile, Profile};
+use super::profile::{Access, EtcdProfile, MetaProfile, Profile};
 
 /// Metadata, as far as the attach may go.
 #[derive(Clone)]
@@ -110,7 +110,7 @@ pub fn attach(profile: &Profile, clock: &Arc<dyn Clock>) -> Result<Attached> {
         }
         MetaProfile::Etcd(etcd) => {
             let text = format!("etcd {} {under}", masked(&etcd.endpoints));
-            let source = Source::Etcd(etcd_profile(etcd), profile.access);
+            let source = Source::Etcd(etcd.clone(), profile.access);
             (source, "cluster", text, false)
         }
         MetaProfile::Dump { file } => {
@@ -184,21 +184,6 @@ pub async fn connect(etcd: &EtcdProfile, access: Access, clock: &Arc<dyn Clock>)
         Access::ReadOnly => Meta::Read(Arc::new(store)),
         Access::ReadWrite => Meta::Write(Arc::new(store.clone()), Arc::new(store)),
     })
-}
-
-pub(super) fn etcd_profile(p: &profile::EtcdProfile) -> EtcdProfile {
-    EtcdProfile {
-        endpoints: p.endpoints.clone(),
-        user: p.user.clone(),
-        tls: p.tls.as_ref().map(|t| EtcdTls {
-            ca: t.ca.clone(),
-            cert: t.cert.clone(),
-            key: t.key.clone(),
-            domain: t.domain.clone(),
-        }),
-        request_timeout: p.request_timeout,
-        dial_timeout: p.dial_timeout,
-    }
 }
 
 /// Endpoints without the credentials somebody may have put into a URL (law 11).

@@ -20,7 +20,7 @@ impl Engine {
         let MetaProfile::Etcd(etcd) = &profile.meta else {
             return Ok(Vec::new());
         };
-        let store = EtcdStore::connect(&super::attach::etcd_profile(etcd), clock).await?;
+        let store = EtcdStore::connect(etcd, clock).await?;
         let prefix = KeyPrefix::new(prefix);
         let page = store.range_all(&Span::prefix(&prefix)).await?;
         let pair = |kv: super::meta::KeyValue| {

@@ -19,6 +19,7 @@ pub mod profile;
 mod serve;
 mod snapshot_detail;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,12 +29,15 @@ use attach::{Attached, Meta, Objects, Source};
 use clock::{Clock, Entropy};
 use error::Result;
 use handle::{Conn, Envelope, Handle};
-use ids::KeyPrefix;
+use ids::{JobId, KeyPrefix};
+use jobs::registry::Registry;
+use jobs::runner::{Runner, RunnerHandle};
 use live::{Live, Shown};
+use meta::Span;
 use meta::reflector::Reflector;
-use meta::{MetaRead, Span};
 use model::catalog::Catalog;
-use model::jobs::JobsView;
+use model::jobs::{JobState, JobsView};
+use plan::execute::{Executor, Parts};
 use profile::{Access, Profile, Roots};
 use serve::Server;
 
@@ -158,7 +162,7 @@ impl World {
     }
 
     /// Connects, trying again for as long as somebody waits.
-    async fn connect(&self, etcd: &meta::etcd::EtcdProfile, access: Access) -> Meta {
+    async fn connect(&self, etcd: &profile::EtcdProfile, access: Access) -> Meta {
         let clock = &self.shown.clock;
         let mut attempt = 1u32;
         let mut pause = PAUSE.0;
@@ -183,15 +187,76 @@ impl World {
     }
 
     async fn serve(self, meta: Meta, asked: mpsc::Receiver<Envelope>) {
+        let runner = self.runner(&meta);
         let server = Server {
             meta,
-            objects: self.objects,
-            roots: self.roots,
+            objects: self.objects.clone(),
+            roots: self.roots.clone(),
             clock: self.shown.clock.clone(),
             catalog: self.shown.catalog.subscribe(),
-            read_only: self.read_only,
+            read_only: self.read_only.clone(),
+            runner: runner.clone(),
         };
-        server.run(asked).await;
+        let Some(runner) = runner else {
+            server.run(asked).await;
+            return;
+        };
+        // Jobs are shown, and their ends told, until the last client is gone; then the root is given back.
+        tokio::select! {
+            () = server.run(asked) => {}
+            () = self.show_jobs(runner.view.clone()) => {}
+        }
+        runner.stop().await;
+    }
+
+    /// The one holder of the writers (law 2). `None` when this attach may not write.
+    fn runner(&self, meta: &Meta) -> Option<RunnerHandle> {
+        let (Meta::Write(_, meta), Objects::Write(_, objects)) = (meta, &self.objects) else {
+            return None;
+        };
+        let executor = Executor::new(Parts {
+            meta: meta.clone(),
+            objects: objects.clone(),
+            roots: self.roots.clone(),
+            clock: self.shown.clock.clone(),
+            entropy: self.entropy.clone(),
+            actor: actor(),
+            embedded: self.is_embedded,
+        });
+        let registry = Registry::default()
+            .with(jobs::restore::Restore::default())
+            .with(jobs::gc::Gc::default())
+            .with(jobs::snapshot_create::CreateSnapshot)
+            .with(jobs::snapshot_drop::DropSnapshot)
+            .with(jobs::demo::Demo);
+        Some(Runner::start(executor, registry))
+    }
+
+    /// Passes the jobs on, and tells each end once.
+    async fn show_jobs(&self, mut view: watch::Receiver<Arc<JobsView>>) {
+        let mut running: BTreeSet<JobId> = BTreeSet::new();
+        loop {
+            let now = view.borrow_and_update().clone();
+            for job in &now.jobs {
+                if !job.state.ended() {
+                    running.insert(job.id);
+                } else if running.remove(&job.id) {
+                    let is_bad = job.state == JobState::Failed;
+                    let state = format!("{:?}", job.state).to_lowercase();
+                    let why = job
+                        .error
+                        .as_deref()
+                        .map_or(String::new(), |e| format!(": {e}"));
+                    self.shown
+                        .tell(is_bad, format!("{} {state}{why}", job.title));
+                }
+            }
+            self.jobs.send_replace(now);
+            if view.changed().await.is_err() {
+                // The server decides when the engine ends.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 }
 
@@ -202,4 +267,17 @@ fn span(roots: &Roots) -> Span {
     } else {
         Span::prefix(&KeyPrefix::new(&roots.root))
     }
+}
+
+/// Who writes, for owner, journal and audit: `user@host pid 123`.
+fn actor() -> String {
+    let named = |names: [&str; 2]| names.iter().find_map(|name| std::env::var(name).ok());
+    let user = named(["USER", "LOGNAME"]).unwrap_or_else(|| "unknown".into());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .map(|text| text.trim().to_owned())
+        .filter(|text| !text.is_empty())
+        .or_else(|| named(["HOSTNAME", "COMPUTERNAME"]))
+        .unwrap_or_else(|| "unknown".into());
+    format!("{user}@{host} pid {}", std::process::id())
 }

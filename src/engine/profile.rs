@@ -63,6 +63,19 @@ pub struct EtcdProfile {
     pub dial_timeout: Duration,
 }
 
+impl EtcdProfile {
+    /// Plain, no password, Milvus's default deadlines (10 s a call, 5 s to connect).
+    pub fn plain(endpoints: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            endpoints: endpoints.into_iter().map(Into::into).collect(),
+            user: None,
+            tls: None,
+            request_timeout: Duration::from_secs(10),
+            dial_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
 /// TLS towards etcd. With neither `cert` nor `key` it is server-only.
 #[derive(Clone, Debug, Default)]
 pub struct TlsProfile {

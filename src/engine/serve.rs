@@ -7,12 +7,14 @@ use tokio::sync::{mpsc, watch};
 
 use super::attach::{Meta, Objects, not_connected};
 use super::clock::Clock;
+use super::doctor::{self, Patient};
 use super::error::{Error, ErrorKind, Result};
 use super::format::codec::Codec;
 use super::format::decode::{Explained, explain};
 use super::format::keys::{Key, ParsedKey};
 use super::handle::{Conn, Envelope, RawValue, Reply, Request};
 use super::ids::{MetaKey, MetaRev};
+use super::jobs::runner::RunnerHandle;
 use super::model::catalog::Catalog;
 use super::profile::Roots;
 
@@ -34,6 +36,8 @@ pub struct Server {
     pub catalog: watch::Receiver<Arc<Catalog>>,
     /// Why nothing can be written, or `None`.
     pub read_only: Option<String>,
+    /// Runs jobs; `None` when nothing can be written.
+    pub runner: Option<RunnerHandle>,
 }
 
 impl Server {
@@ -67,21 +71,62 @@ impl Server {
                 let tree = super::snapshot_detail::tree(self, id).await?;
                 Ok(Reply::Tree(Arc::new(tree)))
             }
-            Request::Doctor { .. }
-            | Request::Plan(_)
-            | Request::Apply { .. }
-            | Request::Cancel(_)
-            | Request::Throttle(..)
-            | Request::Parallel(..) => Err(self.cannot_write()),
+            Request::Doctor { deep } => self.doctor(deep).await,
+            Request::Plan(intent) => {
+                let catalog = self.catalog.borrow().clone();
+                let plan = self.runner()?.plan(intent, catalog).await?;
+                Ok(Reply::Planned(plan))
+            }
+            Request::Apply { hash, typed } => {
+                let job = self.runner()?.apply(&hash, &typed).await?;
+                Ok(Reply::Accepted(job))
+            }
+            Request::Cancel(job) => {
+                self.runner()?.cancel(job).await?;
+                Ok(Reply::Done)
+            }
+            Request::Throttle(job, rate) => {
+                self.runner()?.throttle(job, rate)?;
+                Ok(Reply::Done)
+            }
+            Request::Parallel(job, n) => {
+                self.runner()?.parallel(job, n)?;
+                Ok(Reply::Done)
+            }
         }
     }
 
-    fn cannot_write(&self) -> Error {
-        let why = self.read_only.as_deref().unwrap_or("no runner");
-        Error::new(
-            ErrorKind::Unsupported,
-            format!("nothing can be written here: {why}"),
-        )
+    fn runner(&self) -> Result<&RunnerHandle> {
+        self.runner.as_ref().ok_or_else(|| {
+            let why = self
+                .read_only
+                .as_deref()
+                .unwrap_or("the bucket cannot be written");
+            Error::new(
+                ErrorKind::Unsupported,
+                format!("nothing can be written here: {why}"),
+            )
+            .fix("attach with a profile that may write")
+        })
+    }
+
+    async fn doctor(&self, deep: bool) -> Result<Reply> {
+        let meta = self.meta.read();
+        let patient = Patient {
+            meta: &*meta,
+            objects: self.objects.read(),
+            roots: &self.roots,
+            clock: &*self.clock,
+        };
+        let report = if deep {
+            doctor::run_deep(&patient, &[]).await
+        } else {
+            doctor::run(&patient).await
+        };
+        let tree = serde_json::to_value(&report).map_err(|e| {
+            Error::new(ErrorKind::Internal, "the report cannot be shown").caused_by(e)
+        })?;
+        Ok(Reply::Tree(Arc::new(tree)))
     }
 
     async fn raw(&self, key: MetaKey) -> Result<RawValue> {

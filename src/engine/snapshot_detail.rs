@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use prost::Message;
 use serde_json::{Value, json};
@@ -100,10 +101,13 @@ async fn files(objects: &ObjectRead, record: &pb::data::SnapshotInfo) -> Result<
     let version = metadata.format_version;
     let manifests: Vec<(String, pb::data::SegmentDescription)> =
         stream::iter(metadata.manifest_list.clone())
-            .map(|key| async move {
-                let bytes = objects.get(&ObjectKey(key.clone())).await?;
-                let segment = manifest::read(&key, &bytes, version)?;
-                Ok::<_, Error>((key, segment))
+            .map(|key| {
+                let read = async move {
+                    let bytes = objects.get(&ObjectKey(key.clone())).await?;
+                    let segment = manifest::read(&key, &bytes, version)?;
+                    Ok::<_, Error>((key, segment))
+                };
+                read.boxed()
             })
             .buffered(AT_ONCE)
             .try_collect()
@@ -133,12 +137,12 @@ async fn files(objects: &ObjectRead, record: &pb::data::SnapshotInfo) -> Result<
         }
     }
     let found: Vec<BTreeMap<ObjectKey, u64>> = stream::iter(folders)
-        .map(|folder| async move {
+        .map(|folder| {
             objects
                 .list(&folder, None)
                 .map_ok(|meta| (meta.key, meta.size))
                 .try_collect::<BTreeMap<_, _>>()
-                .await
+                .boxed()
         })
         .buffer_unordered(AT_ONCE)
         .try_collect()
@@ -175,6 +179,8 @@ async fn files(objects: &ObjectRead, record: &pb::data::SnapshotInfo) -> Result<
     }))
 }
 
+type Make = fn(CollectionId, PartitionId, SegmentId, FieldId, LogId) -> ObjPath;
+
 /// Objects that a segment's description names, by kind. What a storage manifest names in turn is not among them.
 fn references(
     root: &str,
@@ -186,7 +192,6 @@ fn references(
         PartitionId(segment.partition_id),
         SegmentId(segment.segment_id),
     );
-    type Make = fn(CollectionId, PartitionId, SegmentId, FieldId, LogId) -> ObjPath;
     let logs: [(&'static str, &[pb::data::FieldBinlog], Make); 4] = [
         ("insert", &segment.binlogs, ObjPath::InsertLog),
         ("stats", &segment.statslogs, ObjPath::StatsLog),

@@ -202,12 +202,11 @@ impl App {
     #[must_use]
     pub fn tick(&self) -> Option<Duration> {
         let ages = match &self.history.page().place {
-            Place::Overview => true,
+            Place::Overview | Place::Detail(..) => true,
             Place::List(kind, _) => cells::spec(*kind)
                 .columns
                 .iter()
                 .any(|c| c.unit == Unit::Age),
-            Place::Detail(..) => true,
             Place::Doctor => false,
         };
         let moving = !matches!(self.conn, Conn::Static { .. })
@@ -510,7 +509,6 @@ fn answered(app: &mut App, id: u64, reply: Result<Reply>, now: UnixMs) {
         (Asked::Plan, Ok(Reply::Planned(plan))) => {
             app.overlay = Some(Overlay::Review(Box::new(Review::new(plan))));
         }
-        (Asked::Plan, Err(error)) => app.toast(error.to_string(), true, now),
         (Asked::Apply, Ok(Reply::Accepted(job))) => {
             app.overlay = None;
             app.toast(format!("job {job} has begun"), false, now);
@@ -528,8 +526,8 @@ fn answered(app: &mut App, id: u64, reply: Result<Reply>, now: UnixMs) {
             }
         }
         (Asked::Knob(what), Ok(_)) => app.toast(what, false, now),
-        (Asked::Knob(_), Err(error)) => app.toast(error.to_string(), true, now),
-        (Asked::Page, reply) => page_answered(app, id, reply),
+        (Asked::Plan | Asked::Knob(_), Err(error)) => app.toast(error.to_string(), true, now),
+        (Asked::Page, reply) => page_answered(app, id, &reply),
         (_, Ok(_)) => app.toast(
             "the engine answered something else than was asked",
             true,
@@ -538,7 +536,7 @@ fn answered(app: &mut App, id: u64, reply: Result<Reply>, now: UnixMs) {
     }
 }
 
-fn page_answered(app: &mut App, id: u64, reply: Result<Reply>) {
+fn page_answered(app: &mut App, id: u64, reply: &Result<Reply>) {
     use super::nav::Remote;
     let wrong = || {
         Error::new(
@@ -548,7 +546,7 @@ fn page_answered(app: &mut App, id: u64, reply: Result<Reply>) {
     };
     for page in app.history.pages_mut() {
         if page.raw.awaits(id) {
-            page.raw = match &reply {
+            page.raw = match reply {
                 Ok(Reply::Raw(value)) => {
                     let lines = match &value.decoded {
                         Ok(tree) => document::tree(tree),
@@ -563,7 +561,7 @@ fn page_answered(app: &mut App, id: u64, reply: Result<Reply>) {
                 Err(error) => Remote::Failed(error.clone()),
             };
         } else if page.tree.awaits(id) {
-            page.tree = match &reply {
+            page.tree = match reply {
                 Ok(Reply::Tree(tree)) => Remote::Got(document::tree(tree).into()),
                 Ok(_) => Remote::Failed(wrong()),
                 Err(error) => Remote::Failed(error.clone()),

@@ -109,13 +109,7 @@ pub fn conn_text(conn: &Conn, now: UnixMs) -> (String, Tone) {
             ),
             None => ("connecting …".to_owned(), Tone::Busy),
         },
-        Conn::Syncing { keys } => (
-            format!(
-                "reading … {} keys",
-                text::grouped(i64::try_from(*keys).unwrap_or(i64::MAX))
-            ),
-            Tone::Busy,
-        ),
+        Conn::Syncing { keys } => (format!("reading … {} keys", text::count(*keys)), Tone::Busy),
         Conn::Live { rev, heard } => (
             format!(
                 "live rev {} · {}",
@@ -142,11 +136,11 @@ pub fn conn_text(conn: &Conn, now: UnixMs) -> (String, Tone) {
 fn connection(app: &App, area: Rect, buf: &mut Buffer, now: UnixMs) {
     let theme = app.theme;
     let (words, tone) = conn_text(&app.conn, now);
-    let job = screens::jobs::brief(app);
+    // Bad news takes the whole line; a running job waits. Else the words, a short sparkline, and the job in what is left.
+    let rest = area.width.saturating_sub(text::width(&words) + 5 + 22);
+    let job = screens::jobs::brief(app, rest);
     let job_width = text::width(&job);
-    let room = area.width.saturating_sub(2);
-    // Bad news takes the whole line; a running job waits.
-    let show_job = !job.is_empty() && tone != Tone::Bad && job_width + 30 < room;
+    let show_job = job_width > 0 && tone != Tone::Bad;
     let left = Rect::new(
         area.x,
         area.y,

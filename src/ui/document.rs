@@ -6,6 +6,7 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 use serde_json::Value;
 
+use crate::engine::ids::{Tso, UnixMs, UnixNs, UnixSecs};
 use crate::engine::model::resource::{Kind, RowId, Scope, Tone};
 
 use super::text;
@@ -169,22 +170,59 @@ fn grow(name: String, value: &Value, depth: u16, out: &mut Vec<Line>) {
                 out.push(Line::field(name, all.join(", ")).indented(depth));
             } else {
                 out.push(
-                    Line::field(name, format!("{} items", text::grouped(items.len() as i64)))
-                        .indented(depth)
-                        .tone(Tone::Dim),
+                    Line::field(
+                        name,
+                        match items.len() {
+                            1 => "1 item".to_owned(),
+                            n => format!("{} items", text::count(n)),
+                        },
+                    )
+                    .indented(depth)
+                    .tone(Tone::Dim),
                 );
                 for (i, child) in items.iter().enumerate() {
                     grow(format!("[{i}]"), child, depth + 1, out);
                 }
             }
         }
-        leaf => out.push(Line::field(name, scalar(leaf)).indented(depth)),
+        leaf => {
+            let note = moment(&name, leaf).unwrap_or_default();
+            out.push(Line::field(name, scalar(leaf)).indented(depth).note(note));
+        }
     }
+}
+
+/// A number that is a time by its name, as a time. Ids look like timestamps, so the name decides; sentinels are not
+/// times (law 10).
+fn moment(name: &str, leaf: &Value) -> Option<String> {
+    let number: u64 = match leaf {
+        Value::Number(n) => n.as_u64()?,
+        Value::String(s) => s.parse().ok()?,
+        _ => return None,
+    };
+    let name = name.to_ascii_lowercase();
+    let called = |parts: &[&str]| parts.iter().any(|p| name.contains(p));
+    if !called(&["time", "_ts", "_at", "expire"]) && name != "ts" {
+        return None;
+    }
+    // Nanoseconds, hybrid timestamps, milliseconds and seconds of this century do not overlap.
+    let at = match number {
+        1_500_000_000_000_000_000..4_000_000_000_000_000_000 => {
+            UnixNs(number.cast_signed()).to_ms()
+        }
+        400_000_000_000_000_000..1_000_000_000_000_000_000 => Tso(number).time()?,
+        1_500_000_000_000..4_000_000_000_000 => UnixMs(number.cast_signed()),
+        1_500_000_000..4_000_000_000 => UnixSecs(number.cast_signed()).to_ms(),
+        _ => return None,
+    };
+    Some(at.utc())
 }
 
 fn scalar(value: &Value) -> String {
     match value {
         Value::String(s) => s.clone(),
+        Value::Object(map) if !map.is_empty() => "{…}".to_owned(),
+        Value::Array(items) if !items.is_empty() => "[…]".to_owned(),
         other => other.to_string(),
     }
 }
@@ -317,12 +355,14 @@ fn draw_line(line: &Line, label: u16, under: bool, area: Rect, buf: &mut Buffer,
             }
             let arrow = if line.link.is_some() { " ›" } else { "" };
             let shown = text::fit(&shown, room(x).saturating_sub(text::width(arrow)));
+            let (after, _) =
+                buf.set_stringn(x, area.y, shown, room(x) as usize, theme.tone(line.tone));
             buf.set_stringn(
-                x,
+                after,
                 area.y,
-                format!("{shown}{arrow}"),
-                room(x) as usize,
-                value_style(line, theme),
+                arrow,
+                room(after) as usize,
+                theme.role(Role::Accent),
             );
         }
         Shape::Field => {
@@ -413,7 +453,7 @@ mod tests {
                 (1, "c", "x"),
                 (1, "d", "[]"),
                 (0, "e", "1, 2"),
-                (0, "f", "1 items"),
+                (0, "f", "1 item"),
                 (1, "[0]", ""),
                 (2, "g", "null"),
             ]
@@ -421,10 +461,31 @@ mod tests {
     }
 
     #[test]
+    fn times_are_told_apart_by_name_and_size_and_sentinels_are_none() {
+        let told = |name: &str, n: u64| moment(name, &json!(n));
+        assert_eq!(
+            told("timestamp", 470_660_334_983_839_746).as_deref(),
+            Some("2026-11-23T09:38:12Z")
+        );
+        assert_eq!(
+            told("dropped_at", 1_795_427_010_860_157_830).as_deref(),
+            Some("2026-11-23T09:43:30Z")
+        );
+        assert_eq!(
+            told("create_time", 1_795_427_010).as_deref(),
+            Some("2026-11-23T09:43:30Z")
+        );
+        assert_eq!(told("collectionID", 470_660_334_983_839_746), None);
+        for sentinel in [0, u64::MAX] {
+            assert_eq!(told("timestamp", sentinel), None);
+        }
+    }
+
+    #[test]
     fn a_hostile_depth_is_survived() {
         let mut value = json!(1);
         for _ in 0..2000 {
-            value = json!([value, {}]);
+            value = Value::Array(vec![value, json!({})]);
         }
         assert!(!tree(&value).is_empty());
         // Dropping a deep value recurses in serde_json itself; that is not what is tested here.

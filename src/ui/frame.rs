@@ -92,9 +92,8 @@ fn paint(
         let filter_cursor = chrome::crumbs(app, areas.crumbs, buf);
         body(app, areas, buf, now);
         chrome::foot(app, areas.foot, buf);
-        let toasts = chrome::toasts(app, area, buf);
+        chrome::toasts(app, area, buf);
         let over = overlay::draw(app, area, buf);
-        let _ = toasts;
         over.or(filter_cursor)
     };
     if app.marker && area.width > 0 && area.height > 0 {

@@ -119,7 +119,7 @@ fn copy(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
 
 fn in_list(app: &mut App, kind: Kind, action: Action, now: UnixMs) {
     let height = app.table_height();
-    let page = height.max(1) as isize;
+    let page = height.max(1).cast_signed();
     let columns = cells::spec(kind).columns;
     let table = &mut app.history.page_mut().table;
     match action {

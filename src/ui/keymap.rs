@@ -190,7 +190,7 @@ pub enum Group {
 
 impl Group {
     /// In the order of the help page.
-    pub const ALL: [Self; 5] = [Self::Go, Self::Move, Self::Look, Self::Act, Self::Console];
+    pub const ALL: [Self; 5] = [Self::Look, Self::Act, Self::Go, Self::Move, Self::Console];
 
     /// Its heading.
     #[must_use]

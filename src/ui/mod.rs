@@ -62,7 +62,13 @@ impl Default for Options {
 }
 
 /// Runs the console on this terminal until the person quits.
-pub async fn run(handle: Handle, options: Options) -> Result<()> {
+///
+/// `FALCONER_TEST_MARKER`, set to anything, turns on [`Options::marker`] and [`Options::panic_key`]: drivers of a real
+/// terminal wait for the marker instead of for time.
+pub async fn run(handle: Handle, mut options: Options) -> Result<()> {
+    let test = std::env::var_os("FALCONER_TEST_MARKER").is_some_and(|v| !v.is_empty());
+    options.marker |= test;
+    options.panic_key |= test;
     let look = Look::detect(options.look, &|name| std::env::var(name).ok());
     let mut tty = Tty::enter(options.mouse).map_err(no_terminal)?;
     let mut keys = Keyboard::default();
@@ -90,17 +96,21 @@ struct News {
 
 impl News {
     fn new(handle: &Handle) -> Self {
-        let mut news = Self {
+        Self {
             catalog: handle.catalog.clone(),
             jobs: handle.jobs.clone(),
             conn: handle.conn.clone(),
             notices: handle.notices.subscribe(),
-        };
-        // What was published before we came is news to us.
-        news.catalog.mark_changed();
-        news.jobs.mark_changed();
-        news.conn.mark_changed();
-        news
+        }
+    }
+
+    /// What was published before we came: the first frame must already show it.
+    fn so_far(&mut self) -> [Msg; 3] {
+        [
+            Msg::Conn(self.conn.borrow_and_update().clone()),
+            Msg::Catalog(Arc::clone(&self.catalog.borrow_and_update())),
+            Msg::Jobs(Arc::clone(&self.jobs.borrow_and_update())),
+        ]
     }
 
     /// The next piece; a channel whose engine has gone is silent.
@@ -134,6 +144,12 @@ pub async fn drive(
     let mut news = News::new(handle);
     let (answers, mut inbox) = mpsc::unbounded_channel::<Msg>();
     let mut stop = Stop::new()?;
+    for msg in news.so_far() {
+        let now = handle.clock.now();
+        for effect in update(&mut app, msg, now) {
+            perform(effect, handle, screen, keys, &answers, now, &mut app)?;
+        }
+    }
     let mut drawn = handle.clock.mono();
     let mut first = true;
     loop {

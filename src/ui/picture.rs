@@ -166,7 +166,7 @@ pub fn svg(buffer: &Buffer, title: &str) -> String {
          <rect width=\"100%\" height=\"100%\" rx=\"9\" fill=\"{GROUND}\"/>\n\
          <circle cx=\"20\" cy=\"18\" r=\"5.5\" fill=\"#f07178\"/><circle cx=\"38\" cy=\"18\" r=\"5.5\" fill=\"#e6b455\"/>\
          <circle cx=\"56\" cy=\"18\" r=\"5.5\" fill=\"#8cc98c\"/>\n\
-         <g font-family=\"ui-monospace,'JetBrains Mono','DejaVu Sans Mono',Menlo,Consolas,monospace\" font-size=\"14\" \
+         <g font-family=\"DejaVu Sans Mono,Menlo,Consolas,monospace\" font-size=\"14\" \
          xml:space=\"preserve\">\n",
         escape(title)
     );
@@ -238,26 +238,30 @@ fn draw_run(run: &Run, top: f64, out: &mut String) {
             CELL.1
         );
     }
-    if run.text.trim().is_empty() {
-        return;
+    // Each group of words is placed by itself: no renderer then needs the same font to keep the columns.
+    let mut at = 0;
+    for part in run.text.split("  ") {
+        let lead = part.chars().take_while(|c| *c == ' ').count();
+        let shown = part.trim();
+        if !shown.is_empty() {
+            let used = f64::from(text::width(shown)) * CELL.0;
+            let _ = writeln!(
+                out,
+                "<text x=\"{:.1}\" y=\"{:.1}\" textLength=\"{used:.1}\" lengthAdjust=\"spacingAndGlyphs\" fill=\"{}\"{}{}>{}</text>",
+                x + (at + lead) as f64 * CELL.0,
+                top + 13.5,
+                run.fg,
+                if run.bold { " font-weight=\"700\"" } else { "" },
+                if run.underlined {
+                    " text-decoration=\"underline\""
+                } else {
+                    ""
+                },
+                escape(shown)
+            );
+        }
+        at += text::width(part) as usize + 2;
     }
-    let lead = run.text.chars().take_while(|c| *c == ' ').count();
-    let shown = run.text.trim();
-    let used = f64::from(text::width(shown)) * CELL.0;
-    let _ = writeln!(
-        out,
-        "<text x=\"{:.1}\" y=\"{:.1}\" textLength=\"{used:.1}\" lengthAdjust=\"spacingAndGlyphs\" fill=\"{}\"{}{}>{}</text>",
-        x + lead as f64 * CELL.0,
-        top + 13.5,
-        run.fg,
-        if run.bold { " font-weight=\"700\"" } else { "" },
-        if run.underlined {
-            " text-decoration=\"underline\""
-        } else {
-            ""
-        },
-        escape(shown)
-    );
 }
 
 fn hex(color: Color) -> Option<String> {

@@ -145,18 +145,14 @@ impl Table {
         let at = if rows.ids.is_empty() {
             0
         } else {
-            self.cursor as i64 + 1
+            self.cursor + 1
         };
-        let mut out = format!(
-            "{}/{}",
-            text::grouped(at),
-            text::grouped(rows.ids.len() as i64)
-        );
+        let mut out = format!("{}/{}", text::count(at), text::count(rows.ids.len()));
         if rows.of != rows.ids.len() {
-            out = format!("{out} of {}", text::grouped(rows.of as i64));
+            out = format!("{out} of {}", text::count(rows.of));
         }
         if !self.marks.is_empty() {
-            out = format!("{} marked · {out}", text::grouped(self.marks.len() as i64));
+            out = format!("{} marked · {out}", text::count(self.marks.len()));
         }
         out
     }

@@ -10,8 +10,8 @@ use crossterm::event::{
     EventStream,
 };
 use crossterm::terminal::{
-    BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen,
-    disable_raw_mode, enable_raw_mode,
+    BeginSynchronizedUpdate, Clear, ClearType, EndSynchronizedUpdate, EnterAlternateScreen,
+    LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
 use crossterm::{cursor, execute, queue};
 use futures::future::{BoxFuture, FutureExt};
@@ -128,10 +128,17 @@ impl Tty {
     pub fn enter(mouse: bool) -> io::Result<Self> {
         leave_on_panic();
         enter(mouse).inspect_err(|_| leave())?;
-        let out = BufWriter::with_capacity(1 << 16, io::stdout());
-        let terminal = Terminal::new(CrosstermBackend::new(out)).inspect_err(|_| leave())?;
+        let terminal = fresh().inspect_err(|_| leave())?;
         Ok(Self { terminal, mouse })
     }
+}
+
+/// A terminal that believes in an empty screen. Made anew instead of cleared: clearing asks the terminal where its cursor
+/// is and waits for the answer, which a slow line or a simple terminal never gives.
+fn fresh() -> io::Result<Terminal<CrosstermBackend<BufWriter<Stdout>>>> {
+    let mut out = BufWriter::with_capacity(1 << 16, io::stdout());
+    queue!(out, Clear(ClearType::All))?;
+    Terminal::new(CrosstermBackend::new(out))
 }
 
 impl Drop for Tty {
@@ -164,11 +171,12 @@ impl Screen for Tty {
         leave();
         stop_group();
         enter(self.mouse)?;
-        self.terminal.clear()
+        self.clear()
     }
 
     fn clear(&mut self) -> io::Result<()> {
-        self.terminal.clear()
+        self.terminal = fresh()?;
+        Ok(())
     }
 }
 

@@ -6,6 +6,12 @@ use crate::engine::ids::UnixMs;
 
 pub use crate::engine::model::text::{age, bytes, grouped};
 
+/// A count of anything, grouped.
+#[must_use]
+pub fn count(n: impl TryInto<i64>) -> String {
+    grouped(n.try_into().unwrap_or(i64::MAX))
+}
+
 /// The time of day in UTC: `14:02:11`.
 #[must_use]
 pub fn clock(at: UnixMs) -> String {
@@ -13,10 +19,15 @@ pub fn clock(at: UnixMs) -> String {
     format!("{:02}:{:02}:{:02}", s / 3600, s % 3600 / 60, s % 60)
 }
 
-/// Cells that `s` takes; control characters take none, as on screen.
+/// Cells that `s` takes at most.
 #[must_use]
 pub fn width(s: &str) -> u16 {
     u16::try_from(s.width()).unwrap_or(u16::MAX)
+}
+
+/// Cells of a letter; a control character counts as one, as it does in [`width`].
+fn cells(c: char) -> u16 {
+    c.width().unwrap_or(1) as u16
 }
 
 /// `s` in at most `max` cells, with `…` at the end when something was cut.
@@ -31,7 +42,7 @@ pub fn fit(s: &str, max: u16) -> String {
     let mut out = String::new();
     let mut used = 0;
     for c in s.chars() {
-        let w = c.width().unwrap_or(0) as u16;
+        let w = cells(c);
         if used + w > max - 1 {
             break;
         }
@@ -56,7 +67,7 @@ pub fn fit_middle(s: &str, max: u16) -> String {
     let mut tail = String::new();
     let mut used = 0;
     for c in s.chars().rev() {
-        let w = c.width().unwrap_or(0) as u16;
+        let w = cells(c);
         if used + w > keep - head {
             break;
         }
@@ -83,7 +94,7 @@ pub fn wrap(s: &str, max: u16) -> Vec<String> {
             while width(word.trim_end()) > max {
                 let mut head = String::new();
                 for c in word.chars() {
-                    let w = c.width().unwrap_or(0) as u16;
+                    let w = cells(c);
                     if !head.is_empty() && width(&head) + w > max {
                         break;
                     }

@@ -194,8 +194,7 @@ impl Theme {
         let bold = Style::new().add_modifier(Modifier::BOLD);
         match role {
             Role::Text => Style::new(),
-            Role::Dim => self.dim(),
-            Role::Disabled => self.dim(),
+            Role::Dim | Role::Disabled => self.dim(),
             Role::Accent => self
                 .fg(&Ink(0x7F_B0_F5, Color::Cyan), &Ink(0x1F_5F_BF, Color::Blue))
                 .patch(if plain { bold } else { Style::new() }),
@@ -288,9 +287,7 @@ impl Theme {
                 &Ink(0xE6_B4_55, Color::Yellow),
                 &Ink(0x96_64_00, Color::Yellow),
             ),
-            Tone::Bad => self
-                .fg(&Ink(0xF0_71_78, Color::Red), &Ink(0xB3_26_1E, Color::Red))
-                .add_modifier(Modifier::BOLD),
+            Tone::Bad => self.fg(&Ink(0xF0_71_78, Color::Red), &Ink(0xB3_26_1E, Color::Red)),
         }
     }
 
@@ -355,7 +352,7 @@ pub fn to_ascii(buf: &mut Buffer) {
                 '·' | '▁' => '.',
                 '›' | '▶' | '→' | '⏎' => '>',
                 '←' => '<',
-                '─' | '—' | '–' | '━' => '-',
+                '─' | '—' | '–' | '━' | '░' => '-',
                 '│' | '┃' => '|',
                 '┌' | '┐' | '└' | '┘' | '╭' | '╮' | '╰' | '╯' | '├' | '┤' | '┼' =>
                     '+',
@@ -363,13 +360,11 @@ pub fn to_ascii(buf: &mut Buffer) {
                 '▼' | '↓' => 'v',
                 '●' | '◆' | '✓' => '*',
                 '○' => 'o',
-                '✗' => 'x',
+                '✗' | '×' => 'x',
                 '▂' | '▃' => ':',
                 '▄' | '▅' => '=',
                 '▆' | '▇' | '█' => '#',
-                '░' => '-',
                 'µ' => 'u',
-                '×' => 'x',
                 _ => '?',
             }
         );

@@ -6,8 +6,8 @@
 pub mod lab;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use crossterm::event::{Event as Term, KeyCode, KeyEvent, KeyModifiers};
@@ -119,6 +119,7 @@ pub fn jobs() -> Arc<JobsView> {
         ),
     };
     Arc::new(JobsView {
+        known: true,
         jobs: vec![Arc::new(running), Arc::new(failed)],
     })
 }
@@ -173,7 +174,7 @@ pub fn plan(intent: Intent) -> Plan {
 pub struct Console {
     pub app: App,
     pub now: UnixMs,
-    pub raw: HashMap<MetaKey, KeyValue>,
+    pub raw: Arc<HashMap<MetaKey, KeyValue>>,
     pub asked: Vec<String>,
     pub copied: Vec<String>,
     pub quit: bool,
@@ -188,12 +189,19 @@ pub struct Console {
 impl Console {
     /// On the captured cluster, with jobs, live.
     pub fn lab(size: (u16, u16), look: Look) -> Self {
-        let keys = keyspace();
+        type Whole = (Arc<Catalog>, Arc<HashMap<MetaKey, KeyValue>>);
+        static LAB: OnceLock<Whole> = OnceLock::new();
+        let (whole, raw) = LAB.get_or_init(|| {
+            let keys = keyspace();
+            let whole = Arc::new(catalog(&keys));
+            let raw = keys.into_iter().map(|k| (k.key.clone(), k)).collect();
+            (whole, Arc::new(raw))
+        });
         let mut console = Self::empty(size, look, place(None));
-        console.feed(Msg::Catalog(Arc::new(catalog(&keys))));
+        console.raw = Arc::clone(raw);
+        console.feed(Msg::Catalog(Arc::clone(whole)));
         console.feed(Msg::Jobs(jobs()));
         console.live();
-        console.raw = keys.into_iter().map(|k| (k.key.clone(), k)).collect();
         console
     }
 
@@ -202,7 +210,7 @@ impl Console {
         Self {
             app: App::new(place, look, size),
             now: NOW,
-            raw: HashMap::new(),
+            raw: Arc::default(),
             asked: Vec::new(),
             copied: Vec::new(),
             quit: false,
@@ -373,10 +381,10 @@ fn named(name: &str) -> Option<KeyEvent> {
     }
 }
 
-/// The picture of the README.
+/// The picture of the README: the overview.
 pub fn picture_svg() -> String {
-    let mut console = Console::lab((128, 34), DARK);
-    console.press("2<down><down>");
+    let mut console = Console::lab((130, 34), DARK);
+    console.press("<down><down>");
     let title = "Falconer on a captured Milvus cluster";
     picture::svg(&picture::render(&console.app, console.now), title)
 }

@@ -6,14 +6,16 @@ use std::time::Duration;
 use falconer::engine::clock::{Clock, SystemClock};
 use falconer::engine::error::{Error, ErrorKind};
 use falconer::engine::ids::{KeyPrefix, MetaRev, UnixMs};
-use falconer::engine::meta::etcd::{EtcdProfile, EtcdStore, EtcdTls};
+use falconer::engine::meta::etcd::EtcdStore;
 use falconer::engine::meta::{Event, MetaRead, MetaWrite, RangeOpts, Span, Write};
+use falconer::engine::profile::{EtcdProfile, TlsProfile};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use secrecy::SecretString;
 use tokio::io::AsyncWriteExt;
 
 use crate::conformance::{commit, conformance, head, key, next_change, put, soon, writes};
+use crate::support::process::{PATIENCE, wait_until};
 use crate::support::servers::{Etcd, EtcdVersion, Nobody, Tls};
 
 fn clock() -> Arc<dyn Clock> {
@@ -75,9 +77,9 @@ impl Clock for Hurried {
 }
 
 fn profile(etcd: &Etcd) -> EtcdProfile {
-    let tls = etcd.certs().map(|certs| EtcdTls {
+    let tls = etcd.certs().map(|certs| TlsProfile {
         ca: Some(certs.ca.clone()),
-        ..EtcdTls::default()
+        ..TlsProfile::default()
     });
     EtcdProfile {
         tls,
@@ -160,11 +162,29 @@ async fn a_dead_endpoint_costs_an_attempt_and_no_result() {
     );
 }
 
+/// Freezes it and waits until every thread of it stands still.
+fn freeze(etcd: &Etcd) {
+    etcd.freeze();
+    let tasks = format!("/proc/{}/task", etcd.pid());
+    let is_still = |task: std::fs::DirEntry| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // the state follows the command's name, which is in brackets
+        stat.rsplit(") ")
+            .next()
+            .is_none_or(|rest| rest.starts_with('T'))
+    };
+    let all_still = || {
+        let mut tasks = std::fs::read_dir(&tasks).unwrap();
+        tasks.all(|task| is_still(task.unwrap()))
+    };
+    assert!(wait_until(PATIENCE, all_still), "etcd does not stop");
+}
+
 #[tokio::test]
 async fn an_endpoint_that_hangs_or_dies() {
     let mut etcd = Etcd::start(EtcdVersion::V34);
     let hung = Etcd::start(EtcdVersion::V34);
-    hung.freeze();
+    freeze(&hung);
     let mut profile = EtcdProfile::plain([hung.endpoint(), etcd.endpoint()]);
     profile.request_timeout = Duration::from_millis(400);
     let store = EtcdStore::connect(&profile, clock()).await.unwrap();
@@ -175,7 +195,7 @@ async fn an_endpoint_that_hangs_or_dies() {
         .watch(Span::all(), head(&store).await.next())
         .await
         .unwrap();
-    etcd.freeze();
+    freeze(&etcd);
     let err = store.txn(writes(vec![put("g", "1")])).await.unwrap_err();
     says(&err, ErrorKind::OutcomeUnknown, &["400 ms", "marker"]);
     let err = store.get(&key("g")).await.unwrap_err();
@@ -238,7 +258,7 @@ async fn a_silent_watch_is_noticed() {
             "3.4.23 does not prove more than was asked for"
         );
     }
-    etcd.freeze();
+    freeze(&etcd);
     let err = next_change(&mut watch).await.unwrap().unwrap_err();
     says(&err, ErrorKind::Unreachable, &["silent", &etcd.endpoint()]);
     assert!(watch.next().await.is_none());
@@ -251,7 +271,7 @@ async fn tls_with_a_server_certificate() {
     let store = EtcdStore::connect(&good, clock()).await.unwrap();
     reads_writes_and_watches(&store).await;
     let tls = good.tls.clone().unwrap();
-    let with = |change: fn(&mut EtcdTls)| {
+    let with = |change: fn(&mut TlsProfile)| {
         let mut tls = tls.clone();
         change(&mut tls);
         EtcdProfile {
@@ -342,7 +362,7 @@ async fn tls_with_both_certificates() {
         let certs = etcd.certs().unwrap().clone();
         let without = profile(&etcd);
         let mut good = without.clone();
-        good.tls = Some(EtcdTls {
+        good.tls = Some(TlsProfile {
             ca: Some(certs.ca.clone()),
             cert: Some(certs.client_cert.clone()),
             key: Some(certs.client_key.clone()),
@@ -359,7 +379,7 @@ async fn tls_with_both_certificates() {
         let other = Etcd::options(version).tls(Tls::Mutual).start();
         let stranger = other.certs().unwrap();
         let mut wrong = good.clone();
-        wrong.tls = Some(EtcdTls {
+        wrong.tls = Some(TlsProfile {
             ca: Some(certs.ca.clone()),
             cert: Some(stranger.client_cert.clone()),
             key: Some(stranger.client_key.clone()),
@@ -371,7 +391,7 @@ async fn tls_with_both_certificates() {
             &["etcd.ssl.tlsCert"],
         );
         let mut mixed = good.clone();
-        mixed.tls = Some(EtcdTls {
+        mixed.tls = Some(TlsProfile {
             ca: Some(certs.ca.clone()),
             cert: Some(certs.client_cert.clone()),
             key: Some(stranger.client_key.clone()),
@@ -505,4 +525,84 @@ async fn what_is_not_etcd_is_told_apart() {
         &[&port.to_string(), "etcd.endpoints"],
     );
     server.abort();
+}
+
+/// A backlog larger than a message comes in fragments, cut anywhere: a revision is whole all the same.
+#[tokio::test]
+async fn a_revision_is_whole_though_its_messages_are_not() {
+    for version in EtcdVersion::ALL {
+        let etcd = Etcd::start(version);
+        let store = store(&etcd).await;
+        let value = vec![b'x'; 9_000];
+        let mut expected = Vec::new();
+        for n in 0..12 {
+            let all = (0..120).map(|i| Write::put(key(format!("w/{n}/{i:03}")), value.clone()));
+            expected.push(commit(&store, writes(all.collect())).await);
+        }
+        let mut watch = store.watch(Span::all(), MetaRev(2)).await.unwrap();
+        for rev in expected {
+            let batch = next_change(&mut watch).await.unwrap().unwrap();
+            assert_eq!((batch.rev, batch.events.len()), (rev, 120));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lease_that_is_not_renewed_runs_out() {
+    let etcd = Etcd::start(EtcdVersion::V34);
+    let store = store(&etcd).await;
+    let lease = store.grant(Duration::from_secs(1)).await.unwrap();
+    let bound = Write::Put {
+        key: key("lock"),
+        value: "me".into(),
+        lease,
+    };
+    let rev = commit(&store, writes(vec![bound])).await;
+    let mut watch = store.watch(Span::all(), rev.next()).await.unwrap();
+    let batch = next_change(&mut watch).await.unwrap().unwrap();
+    assert_eq!(batch.events, [Event::Delete(key("lock"), rev.next())]);
+    let err = store.keep_alive(lease).await.unwrap_err();
+    says(&err, ErrorKind::NotFound, &[]);
+}
+
+/// Milvus's own etcd user often has its root path and nothing else.
+#[tokio::test]
+async fn a_user_with_few_rights() {
+    let etcd = Etcd::options(EtcdVersion::V35)
+        .root_password("se-cret")
+        .start();
+    let mut auth = etcd.client().await.auth_client();
+    auth.user_add("milvus", "mil-vus", None).await.unwrap();
+    auth.role_add("by-dev").await.unwrap();
+    let rights = etcd_client::Permission::read_write("by-dev/").with_prefix();
+    auth.role_grant_permission("by-dev", rights).await.unwrap();
+    auth.user_grant_role("milvus", "by-dev").await.unwrap();
+    let profile = EtcdProfile {
+        user: Some(("milvus".into(), SecretString::from("mil-vus"))),
+        ..profile(&etcd)
+    };
+    let store = EtcdStore::connect(&profile, clock()).await.unwrap();
+    let rev = commit(&store, writes(vec![put("by-dev/a", "1")])).await;
+    let span = Span::prefix(&KeyPrefix::new("by-dev"));
+    let mut watch = store.watch(span, rev).await.unwrap();
+    assert_eq!(next_change(&mut watch).await.unwrap().unwrap().rev, rev);
+    assert!(
+        store
+            .status()
+            .await
+            .unwrap()
+            .server
+            .starts_with("etcd 3.5.")
+    );
+
+    let keys = ["etcd.auth.userName", "role"];
+    says(
+        &store.get(&key("other")).await.unwrap_err(),
+        ErrorKind::Denied,
+        &keys,
+    );
+    let txn = writes(vec![put("other", "1")]);
+    says(&store.txn(txn).await.unwrap_err(), ErrorKind::Denied, &keys);
+    let refused = store.watch(Span::all(), rev).await.err().unwrap();
+    says(&refused, ErrorKind::Denied, &keys);
 }

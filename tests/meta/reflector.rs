@@ -10,12 +10,13 @@ use falconer::engine::clock::{Clock, Entropy, ManualClock, SeededEntropy, System
 use falconer::engine::error::{Error, ErrorKind, Result};
 use falconer::engine::ids::{KeyPrefix, MetaKey, MetaRev, UnixMs};
 use falconer::engine::meta::embedded::EmbeddedStore;
-use falconer::engine::meta::etcd::{EtcdProfile, EtcdStore};
+use falconer::engine::meta::etcd::EtcdStore;
 use falconer::engine::meta::reflector::{Reflector, ReflectorEvent};
 use falconer::engine::meta::{
     Event, KeyValue, MetaRead, MetaStatus, MetaWrite, Page, RangeOpts, Span, Txn, WatchBatch,
     WatchStream, Write,
 };
+use falconer::engine::profile::EtcdProfile;
 use futures::{StreamExt, stream};
 use proptest::prelude::*;
 use tokio::sync::mpsc::Receiver;
@@ -200,6 +201,8 @@ impl Source {
 #[derive(Default)]
 struct Consumer {
     map: BTreeMap<MetaKey, KeyValue>,
+    /// Where each key was last deleted: nothing older may come back.
+    gone: BTreeMap<MetaKey, MetaRev>,
     is_live: bool,
     stale: u32,
     last: MetaRev,
@@ -210,13 +213,18 @@ impl Consumer {
         for event in batch.events {
             match event {
                 Event::Put(kv) => {
+                    let gone = self.gone.get(&kv.key).copied().unwrap_or_default();
+                    assert!(gone < kv.mod_rev, "{} came back from the dead", kv.key);
                     let old = self.map.insert(kv.key.clone(), kv.clone());
                     if let Some(old) = old {
                         assert!(old.mod_rev < kv.mod_rev, "{} went back", kv.key);
                     }
                 }
-                Event::Delete(k, _) => {
-                    assert!(self.map.remove(&k).is_some(), "{k} deleted out of nowhere");
+                Event::Delete(k, rev) => {
+                    let old = self.map.remove(&k);
+                    let old = old.unwrap_or_else(|| panic!("{k} deleted out of nowhere"));
+                    assert!(old.mod_rev <= rev, "{k} deleted before it was written");
+                    self.gone.insert(k, rev);
                 }
             }
         }
@@ -363,6 +371,14 @@ async fn until_live(
     consumer: &mut Consumer,
     rev: MetaRev,
 ) -> Vec<Error> {
+    until(events, consumer, |c, _| c.is_live && c.last >= rev).await
+}
+
+async fn until(
+    events: &mut Receiver<ReflectorEvent>,
+    consumer: &mut Consumer,
+    done: impl Fn(&Consumer, &[Error]) -> bool,
+) -> Vec<Error> {
     let mut errors = Vec::new();
     let follow = async {
         loop {
@@ -381,7 +397,7 @@ async fn until_live(
                 }
                 _ => {}
             }
-            if consumer.is_live && consumer.last >= rev {
+            if done(consumer, &errors) {
                 return;
             }
         }
@@ -472,10 +488,9 @@ async fn killed_and_restarted(version: EtcdVersion) {
         // live and moving, then the power goes
         let goal = MetaRev(consumer.last.0 + 60);
         errors.extend(until_live(&mut events, &mut consumer, goal).await);
-        tokio::task::block_in_place(|| {
-            etcd.kill();
-            etcd.restart();
-        });
+        tokio::task::block_in_place(|| etcd.kill());
+        errors.extend(until(&mut events, &mut consumer, |_, errors| !errors.is_empty()).await);
+        tokio::task::block_in_place(|| etcd.restart());
         let goal = MetaRev(consumer.last.0 + 1);
         errors.extend(until_live(&mut events, &mut consumer, goal).await);
     }

@@ -480,7 +480,7 @@ pub async fn sweep(
             let ended = tokio::select! {
                 biased;
                 () = faults.crashed() => None,
-                ended = drive(&stores) => Some(ended),
+                ended = in_time(&label, drive(&stores)) => Some(ended),
             };
             match ended {
                 Some(Err(e)) if !faults.is_dead() => {
@@ -501,4 +501,13 @@ pub async fn sweep(
         }
     }
     runs
+}
+
+/// A run that never ends fails, and says at which fault. Virtual time: this costs nothing.
+async fn in_time<T>(label: &str, run: impl Future<Output = T>) -> T {
+    let limit = Duration::from_secs(600);
+    match tokio::time::timeout(limit, run).await {
+        Ok(done) => done,
+        Err(_) => panic!("{label}: not ended after {limit:?}"),
+    }
 }

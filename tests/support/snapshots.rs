@@ -33,15 +33,22 @@ pub fn roots() -> Roots {
 
 /// The cluster in memory, its coordinators gone.
 pub async fn lab_world() -> World {
+    world_of(|_| true, |_| true).await
+}
+
+/// A part of it.
+pub async fn world_of(keys: impl Fn(&str) -> bool, names: impl Fn(&str) -> bool) -> World {
     let meta: Arc<dyn MetaWrite> = Arc::new(MemStore::new(ETCD));
-    load_meta(&*meta).await;
+    load_meta(&*meta, keys).await;
     let objects: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-    load_objects(&*objects).await;
+    load_objects(&*objects, names).await;
     World::new(meta, objects, NOW)
 }
 
-pub async fn load_meta(meta: &dyn MetaWrite) {
-    for chunk in lab::etcd_without_sessions().chunks(100) {
+pub async fn load_meta(meta: &dyn MetaWrite, keep: impl Fn(&str) -> bool) {
+    let mut keys = lab::etcd_without_sessions();
+    keys.retain(|k| keep(&String::from_utf8_lossy(&k.key)));
+    for chunk in keys.chunks(100) {
         let writes = chunk
             .iter()
             .map(|k| Write::put(MetaKey(Bytes::from(k.key.clone())), k.value.clone()))
@@ -55,8 +62,8 @@ pub async fn load_meta(meta: &dyn MetaWrite) {
     }
 }
 
-pub async fn load_objects(objects: &dyn ObjectStore) {
-    for (key, bytes) in lab::objects() {
+pub async fn load_objects(objects: &dyn ObjectStore, keep: impl Fn(&str) -> bool) {
+    for (key, bytes) in lab::objects().iter().filter(|(key, _)| keep(key)) {
         objects
             .put(&Path::parse(key).unwrap(), bytes.clone().into())
             .await
@@ -145,12 +152,12 @@ pub async fn make(
     limit: usize,
 ) -> Made {
     let meta = &*world.meta;
-    let (key, info) = family::<pb::etcd::CollectionInfo>(meta, Family::Collection)
+    let (_, info) = family::<pb::etcd::CollectionInfo>(meta, Family::Collection)
         .await
         .into_iter()
         .find(|(k, _)| *k == Key::Collection(db, of))
         .unwrap();
-    drop(key);
+
     let seeks: Vec<pb::msg::MsgPosition> =
         family::<pb::msg::MsgPosition>(meta, Family::ChannelCheckpoint)
             .await
@@ -279,23 +286,12 @@ pub async fn make(
         )
     });
     segments.truncate(limit);
-    write(
-        world,
-        db,
-        of,
-        &info,
-        (id, name),
-        seeks,
-        definitions,
-        segments,
-    )
-    .await
+    write(world, of, &info, (id, name), seeks, definitions, segments).await
 }
 
 #[allow(clippy::too_many_arguments, reason = "the parts of one snapshot")]
 async fn write(
     world: &World,
-    db: DbId,
     of: CollectionId,
     info: &pb::etcd::CollectionInfo,
     (id, name): (i64, &str),
@@ -312,14 +308,14 @@ async fn write(
         .map(|(_, f)| f)
         .collect();
     schema.properties.clone_from(&info.properties);
-    let partitions: HashMap<String, i64> =
+    let partitions: BTreeMap<String, i64> =
         family::<pb::etcd::PartitionInfo>(meta, Family::Partition)
             .await
             .into_iter()
             .filter(|(k, p)| matches!(k, Key::Partition(c, _) if *c == of) && p.state == 0)
             .map(|(_, p)| (p.partition_name, p.partition_id))
             .collect();
-    drop(db);
+
     let mut record = pb::data::SnapshotInfo {
         name: name.into(),
         id,

@@ -5,6 +5,7 @@ mod bucket;
 mod meta;
 mod references;
 mod roots;
+mod snapshots;
 
 use std::time::Duration;
 
@@ -190,7 +191,7 @@ pub async fn run(patient: &Patient<'_>) -> DoctorReport {
 }
 
 /// The quick checks, then every object that live segments and snapshots refer to against one listing of the bucket. Takes as long as
-/// that listing does. `more` are references that the caller read elsewhere (e.g. from snapshot manifests).
+/// that listing does. `more` are references that the caller knows of besides (e.g. of its own jobs).
 pub async fn run_deep(patient: &Patient<'_>, more: &[Reference]) -> DoctorReport {
     let mut report = run(patient).await;
     let start = patient.clock.mono();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use futures::{StreamExt, TryStreamExt};
 
 use super::meta::parsed;
-use super::{Check, Patient};
+use super::{Check, Patient, snapshots};
 use crate::engine::error::{ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key, LogKind};
 use crate::engine::format::paths::{FieldIndexFile, IndexFile, ManifestPath, ObjPath};
@@ -283,10 +283,17 @@ pub(super) async fn check(p: &Patient<'_>, more: &[Reference]) -> Vec<Check> {
 async fn missing(p: &Patient<'_>, objects: &ObjectRead, more: &[Reference]) -> Result<Check> {
     const NAME: &str = "references";
     let root = objects.root().to_owned();
-    let (mut wanted, problems) = references(p, &root).await?;
+    let (of_segments, mut problems) = references(p, &root).await?;
+    let (mut wanted, unread) = snapshots::references(p, objects).await?;
+    problems.extend(unread);
     wanted.extend(more.iter().cloned());
+    wanted.extend(of_segments);
     let total = wanted.len();
-    let mut open: BTreeMap<ObjectKey, String> = wanted.into_iter().map(|r| (r.key, r.by)).collect();
+    let mut open = BTreeMap::new();
+    for r in wanted {
+        // The first need is named: a snapshot's stays when a segment moves on.
+        open.entry(r.key).or_insert(r.by);
+    }
     let files = open.len();
     let mut listing = objects.list(&ObjectKey(root.clone()), None);
     while let Some(object) = listing.try_next().await? {
@@ -336,7 +343,7 @@ async fn confirm(
         .into_iter()
         .map(|r| (r.key, r.by))
         .collect();
-    // What a caller brought along is not in the store's records: it stays in question.
+    // What snapshots' files or the caller name is not in the store's records: it stays in question.
     let mut absent: BTreeMap<ObjectKey, String> = open
         .into_iter()
         .filter(|(key, by)| still.contains_key(key) || !is_ours(by))
@@ -363,5 +370,5 @@ async fn confirm(
 
 /// Whether a reference came from the metadata store's own segments.
 fn is_ours(by: &str) -> bool {
-    by.starts_with("segment ") || by.starts_with("index build ")
+    !by.contains("snapshot ") && (by.starts_with("segment ") || by.starts_with("index build "))
 }

@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::cx::Dials;
 use crate::engine::clock::Clock;
 use crate::engine::ids::JobId;
-use crate::engine::model::jobs::JobsView;
+use crate::engine::model::jobs::{JobState, JobsView};
+use crate::engine::plan::Intent;
 use crate::engine::plan::journal::JobRecord;
 
 const PERIOD: Duration = Duration::from_millis(100);
@@ -26,6 +27,7 @@ pub(super) struct Running {
 struct Entries {
     records: BTreeMap<JobId, JobRecord>,
     running: BTreeMap<JobId, Running>,
+    known: bool,
 }
 
 /// All jobs.
@@ -50,6 +52,12 @@ impl Board {
 
     pub fn subscribe(&self) -> watch::Receiver<Arc<JobsView>> {
         self.view.subscribe()
+    }
+
+    /// The journal has been read once.
+    pub fn known(&self) {
+        self.lock().known = true;
+        self.changed.notify_one();
     }
 
     pub fn set(&self, record: JobRecord) {
@@ -77,6 +85,21 @@ impl Board {
 
     pub fn get(&self, job: JobId) -> Option<JobRecord> {
         self.lock().records.get(&job).cloned()
+    }
+
+    /// The newest job begun after `parent` for this intent that has not failed.
+    pub fn child(&self, parent: JobId, intent: &Intent) -> Option<JobId> {
+        let entries = self.lock();
+        let later = entries.records.values().rev().take_while(|r| r.id > parent);
+        later
+            .filter(|r| r.intent == *intent)
+            .find(|r| {
+                !matches!(
+                    r.state,
+                    JobState::Failed | JobState::Cancelled | JobState::Undoing
+                )
+            })
+            .map(|r| r.id)
     }
 
     /// Jobs of the journal that have not ended and that nobody here drives.
@@ -134,6 +157,7 @@ impl Board {
         });
         JobsView {
             jobs: jobs.collect(),
+            known: entries.known,
         }
     }
 

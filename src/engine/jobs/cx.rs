@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +13,9 @@ use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, ObjectKey};
 use crate::engine::meta::MetaRead;
+use crate::engine::model::jobs::JobInfo;
 use crate::engine::objects::ObjectRead;
+use crate::engine::plan::Intent;
 use crate::engine::plan::execute::{Change, Committed, Executor, IdRange, Who};
 use crate::engine::profile::Roots;
 
@@ -77,10 +80,26 @@ impl Dials {
     }
 
     /// Bytes a second.
+    pub fn throttle(&self) -> Option<u64> {
+        Some(self.throttle.load(Ordering::Relaxed)).filter(|r| *r > 0)
+    }
+
+    /// Bytes a second.
     pub fn set_throttle(&self, rate: Option<u64>) {
         self.throttle.store(rate.unwrap_or(0), Ordering::Relaxed);
         self.changed.notify_one();
     }
+}
+
+/// What a job may ask of its runner: other jobs, each with a record, locks and an end of its own.
+#[async_trait]
+pub trait Children: Send + Sync {
+    /// The job that answers this intent, begun after `parent` and not failed; else plans and begins one, its copies held to
+    /// `rate` bytes a second. So a step that is taken again after a crash finds the job it began.
+    async fn begin(&self, parent: JobId, intent: Intent, rate: Option<u64>) -> Result<JobId>;
+
+    /// Waits until it has ended.
+    async fn ended(&self, job: JobId) -> Result<Arc<JobInfo>>;
 }
 
 /// The world of one job.
@@ -103,6 +122,7 @@ pub struct JobCx {
     who: Who,
     executor: Arc<Executor>,
     dials: Arc<Dials>,
+    children: Option<Arc<dyn Children>>,
 }
 
 impl JobCx {
@@ -119,7 +139,22 @@ impl JobCx {
             who: Who { job, plan },
             executor,
             dials,
+            children: None,
         }
+    }
+
+    /// The same with a runner to ask for other jobs.
+    #[must_use]
+    pub fn with_children(mut self, children: Arc<dyn Children>) -> Self {
+        self.children = Some(children);
+        self
+    }
+
+    /// The runner, for a job that has others do a part of it.
+    pub fn children(&self) -> Result<&dyn Children> {
+        self.children
+            .as_deref()
+            .ok_or_else(|| Error::new(ErrorKind::Internal, "this job was given no runner to ask"))
     }
 
     /// The same with another way to be stopped.
@@ -172,7 +207,7 @@ impl JobCx {
 
     /// Bytes a second; may change while copies run.
     pub fn throttle(&self) -> Option<u64> {
-        Some(self.dials.throttle.load(Ordering::Relaxed)).filter(|r| *r > 0)
+        self.dials.throttle()
     }
 
     /// `Cancelled` once the job has been asked to stop.

@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Next;
 use super::board::{Board, Running};
-use super::cx::JobCx;
+use super::cx::{Children, JobCx};
 use super::registry::Kind;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::MetaKey;
@@ -30,6 +30,7 @@ pub(super) struct Driver {
     pub kind: Arc<dyn Kind>,
     pub running: Running,
     pub record: JobRecord,
+    pub children: Arc<dyn Children>,
 }
 
 /// Whether a look at the journal found that somebody else had ended the job.
@@ -47,13 +48,15 @@ impl Driver {
     pub async fn run(mut self) {
         self.running.dials.set_notes(self.record.notes.clone());
         self.running.dials.meter.resume(self.record.progress);
+        self.running.dials.set_throttle(self.record.rate);
         let cx = JobCx::new(
             self.executor.clone(),
             self.record.id,
             self.record.plan.clone(),
             self.running.dials.clone(),
         )
-        .stopping_at(self.running.cancel.clone());
+        .stopping_at(self.running.cancel.clone())
+        .with_children(self.children.clone());
         let calm = cx.clone().stopping_at(CancellationToken::new());
         let mut wait = Duration::from_millis(200);
         while !self.record.state.ended() {
@@ -102,7 +105,7 @@ impl Driver {
                         Fenced::Foreign(why) => self.turn_back(&why),
                     }
                 }
-                Err(e) if e.is_transient() || e.kind() == ErrorKind::OutcomeUnknown => {
+                Err(e) if again(&e) => {
                     self.running.dials.note(format!("trying again: {e}"));
                     self.executor.clock().sleep(wait).await;
                     wait = (wait * 2).min(LONGEST);
@@ -207,6 +210,7 @@ impl Driver {
     fn fill(&mut self) {
         self.record.progress = self.running.dials.meter.read();
         self.record.notes = self.running.dials.notes();
+        self.record.rate = self.running.dials.throttle();
         if let Some((step, done, all)) = self.kind.describe(&self.record.machine) {
             self.record.step = step;
             self.record.steps = (done, all);
@@ -308,6 +312,11 @@ impl Driver {
         let marks = self.executor.keys().marks(self.record.id);
         let _ = delete_under(&self.executor, &Span::prefix(&marks)).await;
     }
+}
+
+/// Whether the same step may be taken again: nothing happened, nobody knows, or history was compacted under a long read.
+fn again(e: &Error) -> bool {
+    e.is_transient() || matches!(e.kind(), ErrorKind::OutcomeUnknown | ErrorKind::Compacted)
 }
 
 /// Deletes our own keys of a span, one by one by name.

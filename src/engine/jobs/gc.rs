@@ -15,7 +15,7 @@ use super::cx::JobCx;
 use super::gc_plan::{Filter, Item, belongings, items, plan, simulate};
 use super::gc_scan::{Scan, Seen, scan};
 use super::restore::reads;
-use super::restore_source::Reads;
+use super::restore_source::{Reads, hex};
 use super::{Job, Lock, Next, PlanCx};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key};
@@ -431,12 +431,7 @@ async fn forget(cx: &JobCx, item: &Item, records: &[Seen], mut conds: Vec<Cond>)
         hash.update(seen.rev.0.to_be_bytes());
         conds.push(Cond::At(seen.key.clone(), seen.rev));
     }
-    let name: String = hash
-        .finalize()
-        .iter()
-        .take(8)
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let name = hex(&hash.finalize()[..8]);
     let kind = match item {
         Item::Segment(_) => "segment",
         Item::Build(_) => "build",

@@ -158,18 +158,15 @@ impl Simulation {
             return;
         };
         let tally = self.kept.entry(first.reason).or_default();
-        match bytes {
-            Some(bytes) => {
-                tally.objects += 1;
-                tally.bytes += bytes;
-            }
-            None => {
-                tally.items += 1;
-                let list = self.examples.entry(first.reason).or_default();
-                if list.len() < SAMPLES {
-                    list.push((what(), first.clone()));
-                }
-            }
+        if let Some(bytes) = bytes {
+            tally.objects += 1;
+            tally.bytes += bytes;
+            return;
+        }
+        tally.items += 1;
+        let list = self.examples.entry(first.reason).or_default();
+        if list.len() < SAMPLES {
+            list.push((what(), first.clone()));
         }
     }
 }

@@ -300,10 +300,12 @@ async fn segments(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
         Family::Bm25log,
     ] {
         for kv in reads.family(family).await?.kvs {
-            let Some(Key::Log(kind, c, p, s, f)) = parse(reads, &kv) else {
+            let Some(key) = parse(reads, &kv) else {
                 continue;
             };
-            let key = Key::Log(kind, c, p, s, f);
+            let Key::Log(kind, c, p, s, _) = key else {
+                continue;
+            };
             // An empty value is a record without logs.
             let Some(log) = read::<pb::data::FieldBinlog>(out, &key, &kv, Some(c)) else {
                 continue;
@@ -413,7 +415,7 @@ fn field_files(root: &str, (c, p, s): Place, info: &pb::data::SegmentInfo, mine:
         return;
     }
     let mut add = |full: &str, key: ObjectKey| {
-        let text = if full.contains("/") && ObjPath::parse(root, full).known().is_some() {
+        let text = if full.contains('/') && ObjPath::parse(root, full).known().is_some() {
             ObjectKey(full.to_owned())
         } else {
             key

@@ -8,158 +8,30 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use prost::Message;
-use serde::{Deserialize, Serialize};
 
-use super::copy::{self, CopyFile, CopyHost, Done, Ran};
+use super::copy::{self, Done, Ran};
 use super::cx::JobCx;
-use super::restore_map::{
-    Blueprint, Given, SEGMENTS_PER_TASK, Source, WalStart, channels, draw, ids_needed,
-};
+use super::restore_copy::{Host, digest, progress, size_up, standing, starts};
+use super::restore_map::{Blueprint, Source, draw, ids_needed};
 use super::restore_names::name_is_free;
 use super::restore_pin::{HeldPin, gone, keep_pin, release_pin, set_pin};
-use super::restore_plan;
 use super::restore_source::{Reads, prefixes};
+pub use super::restore_state::{Range, State, Step};
 use super::restore_watch::Watchable;
-use super::{Job, Lock, Next, PlanCx, restore_undo, verify};
-use crate::engine::clock::{Clock, Entropy};
+use super::{Job, Lock, Next, PlanCx, restore_plan, restore_undo, verify};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key};
-use crate::engine::format::pb;
 use crate::engine::format::pb::data::{CopySegmentJobState, CopySegmentTaskState};
-use crate::engine::format::vchannel::ChannelName;
-use crate::engine::ids::{CollectionId, DbId, ObjectKey, SnapshotId, Tso, UnixMs};
+use crate::engine::ids::{CollectionId, DbId};
 use crate::engine::meta::{Cond, Write};
 use crate::engine::model::jobs::JobKind;
-use crate::engine::plan::execute::{Change, IdRange};
+use crate::engine::plan::execute::Change;
 use crate::engine::plan::{Intent, Plan};
 
 /// Rounds of copying again what the check found wanting.
 const ROUNDS: u32 = 3;
 /// Looks at the database's names before publishing is given up.
 const PUBLISHES: u32 = 8;
-
-/// Where the machine stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Step {
-    /// Look at everything once more; choose a pin and the channels' starts.
-    #[default]
-    Begin,
-    /// Pin the snapshot.
-    Pin,
-    /// Take ids.
-    Ids,
-    /// Write the records that others watch.
-    Record,
-    /// Copy objects.
-    Copy,
-    /// List what was copied.
-    Check,
-    /// Write all records but the collection's own.
-    Children,
-    /// Write that one.
-    Publish,
-    /// Read everything back.
-    Verify,
-    /// Release the snapshot.
-    Unpin,
-    /// Undo: objects.
-    UndoObjects,
-    /// Undo: keys.
-    UndoKeys,
-    /// Undo: the pin.
-    UndoPin,
-    /// Undo: say so in the watchable records.
-    UndoLabel,
-}
-
-/// What is journaled.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct State {
-    /// Snapshot.
-    pub snapshot: SnapshotId,
-    /// Its collection.
-    pub of: CollectionId,
-    /// Target database.
-    pub db: DbId,
-    /// Its name.
-    pub db_name: String,
-    /// Target collection's name.
-    pub name: String,
-    /// [`Source::fingerprint`] when planned.
-    pub fingerprint: String,
-    /// Digest of all source objects with their sizes when planned.
-    pub objects: String,
-    /// The step to take.
-    pub step: Step,
-    /// The pin.
-    pub pin: Option<HeldPin>,
-    /// Channel starts, then everything else that decides the outcome.
-    pub starts: BTreeMap<String, WalStart>,
-    /// Ids taken.
-    pub ids: Option<Range>,
-    /// Begin.
-    pub started: UnixMs,
-    /// When it was published.
-    pub ended: Option<UnixMs>,
-    /// Files copied.
-    pub done: Done,
-    /// Segments whose files are all there, as recorded.
-    pub copied: u32,
-    /// Rounds of copying.
-    pub round: u32,
-    /// The collection's record is written.
-    pub published: bool,
-}
-
-/// Ids taken, as journaled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Range {
-    /// First.
-    pub first: i64,
-    /// How many.
-    pub count: u32,
-}
-
-impl From<IdRange> for Range {
-    fn from(range: IdRange) -> Self {
-        Self {
-            first: range.first,
-            count: range.count,
-        }
-    }
-}
-
-impl State {
-    /// The target collection, once ids are taken.
-    #[must_use]
-    pub fn collection(&self) -> Option<CollectionId> {
-        self.ids.map(|r| CollectionId(r.first))
-    }
-
-    fn given(&self) -> Result<Given> {
-        let ids = self.ids.ok_or_else(|| {
-            Error::new(
-                ErrorKind::Internal,
-                "a restore step needs ids that were never taken",
-            )
-        })?;
-        Ok(Given {
-            db: self.db,
-            db_name: self.db_name.clone(),
-            name: self.name.clone(),
-            first_id: ids.first,
-            now: self.started,
-            starts: self.starts.clone(),
-        })
-    }
-
-    fn to(mut self, step: Step) -> Self {
-        self.step = step;
-        self
-    }
-}
 
 /// The snapshot and the picture, read again from the store by each process: the journal holds only what decides them.
 pub(super) struct Loaded {
@@ -306,8 +178,12 @@ impl Restore {
                 }),
             );
         }
-        let ran = copy::run(&Host(cx), files, &mut state.done, copy::SLICE).await?;
-        match ran {
+        let ran = copy::run(&Host(cx), files, &mut state.done, copy::SLICE).await;
+        if ran.is_err() {
+            // The step is taken again with the state journaled last: look at what is there, do not copy it twice.
+            self.keep(state.given()?.first_id, None);
+        }
+        match ran? {
             Ran::SourceMissing => {
                 // Find them all, then fail for good.
                 let mut again = files.clone();
@@ -398,13 +274,10 @@ impl Restore {
     }
 
     async fn publish(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
-        let ended = match state.ended {
-            Some(at) => at,
-            None => {
-                // Journaled first, so that the transaction is the same one when it is tried again.
-                state.ended = Some(cx.clock.now());
-                return Ok(Next::Step(state));
-            }
+        let Some(ended) = state.ended else {
+            // Journaled first, so that the transaction is the same one when it is tried again.
+            state.ended = Some(cx.clock.now());
+            return Ok(Next::Step(state));
         };
         let loaded = self.load(cx, &state).await?;
         let watch = watchable(cx, &state, &loaded);
@@ -451,6 +324,8 @@ impl Restore {
             for line in &report.failed {
                 cx.note(format!("NOT verified: {line}"));
             }
+            // A published collection is not taken back; nothing more will be read from the snapshot either.
+            release_pin(cx, &state).await?;
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
@@ -621,189 +496,12 @@ async fn database_stands(cx: &JobCx, state: &State) -> Result<Option<Cond>> {
     }
 }
 
-fn watchable<'a>(cx: &JobCx, state: &State, loaded: &'a Loaded) -> Watchable<'a> {
+pub(super) fn watchable<'a>(cx: &JobCx, state: &State, loaded: &'a Loaded) -> Watchable<'a> {
     Watchable {
         job: cx.job,
         blueprint: &loaded.blueprint,
         source: &loaded.source,
         pin: state.pin.map_or(0, |p| p.id),
         started: state.started,
-    }
-}
-
-/// Fills in sizes from listings of the source; every missing object is named (rule 10 of `spec/oncall.md` §7).
-async fn size_up(reads: &Reads<'_>, files: &mut [CopyFile]) -> Result<()> {
-    let missing = restore_plan::sizes(reads, files).await?;
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<&str> = missing.iter().map(|key| key.0.as_str()).collect();
-    Err(Error::new(
-        ErrorKind::NotFound,
-        format!(
-            "{} objects of the snapshot are missing: {}",
-            names.len(),
-            names.join(", ")
-        ),
-    )
-    .fix("bring them back from a backup of the bucket, or use another snapshot"))
-}
-
-/// Digest of sources and sizes, so that a resume works on what was planned.
-#[must_use]
-pub fn digest(files: &[CopyFile]) -> String {
-    use sha2::{Digest, Sha256};
-    let mut sorted: Vec<(&ObjectKey, u64)> = files.iter().map(|f| (&f.from, f.size)).collect();
-    sorted.sort_unstable();
-    let mut hash = Sha256::new();
-    for (key, size) in sorted {
-        hash.update((key.0.len() as u64).to_be_bytes());
-        hash.update(key.0.as_bytes());
-        hash.update(size.to_be_bytes());
-    }
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
-}
-
-/// Segments whose files are all done, and bytes done.
-fn standing(blueprint: &Blueprint, done: &Done) -> (u32, u64) {
-    let mut open = vec![false; blueprint.segments.len()];
-    let mut bytes = 0;
-    for (i, file) in (0..).zip(&blueprint.files) {
-        if done.has(i) {
-            bytes += file.size;
-        } else if let Some(flag) = open.get_mut(file.group as usize) {
-            *flag = true;
-        }
-    }
-    (open.iter().filter(|o| !**o).count() as u32, bytes)
-}
-
-/// Keeps the watchable records true: a task is Completed when all files of its segments are there.
-async fn progress(cx: &JobCx, mut state: State, loaded: &Loaded) -> Result<State> {
-    let (segments, bytes) = standing(&loaded.blueprint, &state.done);
-    cx.progress()
-        .set_done(segments.into(), state.done.count().into(), bytes);
-    if segments == state.copied {
-        return Ok(state);
-    }
-    let mut open = vec![false; loaded.blueprint.tasks.len()];
-    for (i, file) in (0..).zip(&loaded.blueprint.files) {
-        let task = file.group as usize / SEGMENTS_PER_TASK;
-        if let Some(flag) = open.get_mut(task).filter(|_| !state.done.has(i)) {
-            *flag = true;
-        }
-    }
-    let now = cx.clock.now();
-    let watch = watchable(cx, &state, loaded);
-    let job = watch.job(
-        CopySegmentJobState::CopySegmentJobExecuting,
-        segments.into(),
-        None,
-        "",
-    );
-    let mut writes = vec![put(cx, job)];
-    for at in (0..open.len()).filter(|at| !open[*at]) {
-        let task = watch.task(
-            at,
-            CopySegmentTaskState::CopySegmentTaskCompleted,
-            Some(now),
-            "",
-        );
-        writes.extend(task.map(|t| put(cx, t)));
-    }
-    cx.commit(Change {
-        name: format!("progress-{segments}-{}", now.0),
-        writes,
-        ..Change::default()
-    })
-    .await?;
-    state.copied = segments;
-    Ok(state)
-}
-
-/// Where the new channels begin: the newest position known on the same physical channel, which no message of the new
-/// collection can precede. Without one, the boundary of the snapshot.
-async fn starts(reads: &Reads<'_>, source: &Source) -> Result<BTreeMap<String, WalStart>> {
-    let mut best: BTreeMap<String, (u64, WalStart)> = BTreeMap::new();
-    let mut offer = |name: &str, position: &pb::msg::MsgPosition| {
-        let at = Tso(position.timestamp);
-        if position.msg_id.is_empty() || at.is_dropped() {
-            return;
-        }
-        let ChannelName::Shard { pchannel, .. } = ChannelName::parse(name) else {
-            return;
-        };
-        let newer = best
-            .get(pchannel)
-            .is_none_or(|(have, _)| *have < position.timestamp);
-        if newer {
-            let start = WalStart {
-                id: position.msg_id.clone(),
-                wal: position.wal_name,
-            };
-            best.insert(pchannel.to_owned(), (position.timestamp, start));
-        }
-    };
-    for position in &source.record.channel_seek_positions {
-        offer(&position.channel_name, position);
-    }
-    for kv in reads.family(Family::ChannelCheckpoint).await?.kvs {
-        let Some(Key::ChannelCheckpoint(channel)) = Key::parse(reads.roots, &kv.key.0).known()
-        else {
-            continue;
-        };
-        // A checkpoint that cannot be read is one candidate less.
-        if let Ok(position) = pb::msg::MsgPosition::decode(kv.value.clone()) {
-            offer(&channel.0, &position);
-        }
-    }
-    let mut wanted = BTreeMap::new();
-    for (_, _, pchannel) in channels(source, CollectionId(0))? {
-        if let Some((_, start)) = best.get(&pchannel) {
-            wanted.insert(pchannel, start.clone());
-        }
-    }
-    Ok(wanted)
-}
-
-/// The pool's world: copies go through the executor, under the fence.
-struct Host<'a>(&'a JobCx);
-
-#[async_trait]
-impl CopyHost for Host<'_> {
-    async fn copy(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()> {
-        self.0.copy_object(from, to).await.map(|_| ())
-    }
-
-    async fn size(&self, key: &ObjectKey) -> Result<Option<u64>> {
-        match self.0.objects.head(key).await {
-            Ok(meta) => Ok(Some(meta.size)),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        }
-    }
-
-    fn parallel(&self) -> u32 {
-        self.0.parallel()
-    }
-
-    fn throttle(&self) -> Option<u64> {
-        self.0.throttle()
-    }
-
-    fn copied(&self, file: &CopyFile) {
-        self.0.progress().file(file.size);
-    }
-
-    fn cancelled(&self) -> bool {
-        self.0.cancel.is_cancelled()
-    }
-
-    fn clock(&self) -> &dyn Clock {
-        &*self.0.clock
-    }
-
-    fn entropy(&self) -> &dyn Entropy {
-        &*self.0.entropy
     }
 }

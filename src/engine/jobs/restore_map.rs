@@ -56,23 +56,17 @@ impl Source {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WalStart {
     /// Message id as stored, hexadecimal in the journal.
-    #[serde(with = "hex")]
+    #[serde(with = "hexadecimal")]
     pub id: Vec<u8>,
     /// WALName.
     pub wal: i32,
 }
 
-mod hex {
+mod hexadecimal {
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub fn serialize<S: Serializer>(bytes: &[u8], s: S) -> Result<S::Ok, S::Error> {
-        use std::fmt::Write as _;
-        let mut out = String::with_capacity(bytes.len() * 2);
-        for byte in bytes {
-            // Writing to a String cannot fail.
-            let _ = write!(out, "{byte:02x}");
-        }
-        s.serialize_str(&out)
+        s.serialize_str(&super::super::restore_source::hex(bytes))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u8>, D::Error> {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::cx::JobCx;
-use super::restore::{State, reads};
+use super::restore::reads;
+use super::restore_state::State;
 use crate::engine::clock::Entropy;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
@@ -17,9 +18,9 @@ use crate::engine::meta::{Cond, Write};
 use crate::engine::plan::execute::Change;
 
 /// How long a pin lasts without its job.
-pub const PIN_TTL: Duration = Duration::from_secs(3600);
+pub const PIN_TTL: Duration = Duration::from_hours(1);
 /// It is renewed when less than this is left.
-pub const PIN_RENEW: Duration = Duration::from_secs(2400);
+pub const PIN_RENEW: Duration = Duration::from_mins(40);
 /// Tries against others that change the record at the same time.
 const TRIES: u32 = 8;
 

@@ -108,7 +108,7 @@ impl Reads<'_> {
             fingerprint: String::new(),
         };
         self.declare(&mut source, &mut hash).await?;
-        source.fingerprint = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        source.fingerprint = hex(&hash.finalize());
         Ok(source)
     }
 
@@ -275,4 +275,14 @@ fn parent(key: &str) -> ObjectKey {
             .map_or(key, |(folder, _)| folder)
             .to_owned(),
     )
+}
+
+/// Hexadecimal, lower case.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "{byte:02x}");
+        out
+    })
 }

@@ -10,6 +10,7 @@ use super::Next;
 use super::cx::JobCx;
 use super::restore::{Range, State, Step, reads};
 use super::restore_pin::release_pin;
+use super::restore_source::hex;
 use crate::engine::error::{Error, Result};
 use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::paths::ObjPath;
@@ -162,9 +163,10 @@ async fn remove_keys(cx: &JobCx, ids: Range) -> Result<usize> {
     }
     for family in [Family::ChannelCheckpoint, Family::ChannelRemoval] {
         for kv in reads.family(family).await?.kvs {
-            let channel = match Key::parse(&cx.roots, &kv.key.0).known() {
-                Some(Key::ChannelCheckpoint(v) | Key::ChannelRemoval(v)) => v,
-                _ => continue,
+            let Some(Key::ChannelCheckpoint(channel) | Key::ChannelRemoval(channel)) =
+                Key::parse(&cx.roots, &kv.key.0).known()
+            else {
+                continue;
             };
             if vchannel::collection(&channel) == Some(collection) {
                 keys.push(kv.key);
@@ -180,12 +182,7 @@ async fn remove_keys(cx: &JobCx, ids: Range) -> Result<usize> {
         hash.update(&key.0);
         hash.update([0]);
     }
-    let name: String = hash
-        .finalize()
-        .iter()
-        .take(8)
-        .map(|b| format!("{b:02x}"))
-        .collect();
+    let name = hex(&hash.finalize()[..8]);
     let count = keys.len();
     cx.commit(Change {
         name: format!("undo-keys-{name}"),

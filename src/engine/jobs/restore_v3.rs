@@ -94,7 +94,7 @@ fn file_at_partition(partition: &str, path: &str, out: &mut Declared) -> Option<
     let path = path.strip_prefix("../lobs/").unwrap_or(path);
     usable(path).then(|| {
         out.files
-            .push(ObjectKey(format!("{partition}/lobs/{path}")))
+            .push(ObjectKey(format!("{partition}/lobs/{path}")));
     })
 }
 

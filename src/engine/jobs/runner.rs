@@ -1,5 +1,7 @@
 //! Plans, applies, runs, cancels, and takes up what a dead process left (law 7).
 
+mod children;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -173,7 +175,7 @@ impl RunnerHandle {
             self.cancel(job).await?;
             job
         } else {
-            inner.clone().begin(&plan).await?
+            inner.clone().begin(&plan, None).await?
         };
         inner.plans.lock().await.retain(|p| p.hash != hash);
         Ok(job)
@@ -291,9 +293,9 @@ impl Inner {
 
     /// Fences and revisions once more, then the record with its locks, then the job. Nothing is written before the record but
     /// the allocator: the record needs an id.
-    async fn begin(self: Arc<Self>, plan: &Plan) -> Result<JobId> {
+    async fn begin(self: Arc<Self>, plan: &Plan, rate: Option<u64>) -> Result<JobId> {
         let gate = self.gate.lock().await;
-        let begun = self.record(plan).await;
+        let begun = self.record(plan, rate).await;
         let record = match begun {
             Ok(record) => record,
             Err(e) => {
@@ -309,7 +311,7 @@ impl Inner {
         Ok(job)
     }
 
-    async fn record(&self, plan: &Plan) -> Result<JobRecord> {
+    async fn record(&self, plan: &Plan, rate: Option<u64>) -> Result<JobRecord> {
         let kind = kind_of(&plan.intent)
             .ok_or_else(|| Error::new(ErrorKind::Internal, "no job answers this intent"))?;
         let executor = &self.executor;
@@ -348,6 +350,7 @@ impl Inner {
             cancelled: false,
             notes: Vec::new(),
             recovered: None,
+            rate,
         };
         let key = executor.keys().job(id);
         let mut writes = vec![Write::put(key.clone(), json(&record)?)];
@@ -370,14 +373,14 @@ impl Inner {
     /// Refuses when a key that the plan rests on has moved.
     async fn rests(&self, plan: &Plan) -> Result<()> {
         let meta = self.executor.reader();
-        let reads = plan.rests_on.iter().map(|(key, rev)| {
+        let reads = plan.rests_on.clone().into_iter().map(|(key, rev)| {
             let meta = meta.clone();
             async move {
                 let now = meta
                     .get(&MetaKey::from(key.as_str()))
                     .await?
                     .map_or(MetaRev(0), |kv| kv.mod_rev);
-                if now == *rev {
+                if now == rev {
                     return Ok(());
                 }
                 Err(Error::new(
@@ -414,6 +417,7 @@ impl Inner {
             kind: self.registry.get(record.kind)?,
             running: running.clone(),
             record: record.clone(),
+            children: children::of(&self),
         };
         self.board.set(record.clone());
         self.board.start(record.id, running);
@@ -509,6 +513,7 @@ impl Inner {
         let clock = self.executor.clock().clone();
         loop {
             if let Ok(rev) = self.read_journal().await {
+                self.board.known();
                 self.board.flush();
                 self.clone().take_up().await;
                 // An error ends the watch, not the task: the journal is read again.

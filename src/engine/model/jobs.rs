@@ -9,6 +9,8 @@ use crate::engine::ids::{CollectionId, JobId, UnixMs};
 pub struct JobsView {
     /// All that are known, running and ended.
     pub jobs: Vec<Arc<JobInfo>>,
+    /// The journal has been read: a job that is not here does not exist.
+    pub known: bool,
 }
 
 /// A kind of job.

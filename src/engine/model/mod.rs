@@ -4,6 +4,7 @@ pub mod catalog;
 pub mod columns;
 pub mod data;
 pub mod detail;
+pub mod facts;
 pub mod find;
 pub mod gc;
 pub mod health;

@@ -288,6 +288,9 @@ pub struct JobRecord {
     pub notes: Vec<String>,
     /// `resumed` or `undone` after a crash, and why.
     pub recovered: Option<String>,
+    /// Bytes a second that its copies are held to: still so after a restart.
+    #[serde(default)]
+    pub rate: Option<u64>,
 }
 
 impl JobRecord {

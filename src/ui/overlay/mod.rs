@@ -63,12 +63,11 @@ fn filter_event(app: &mut App, mut input: Input, before: String, event: &Event) 
         }
     };
     match press(event) {
-        Some(KeyCode::Enter) => None,
+        Some(KeyCode::Enter | KeyCode::Up | KeyCode::Down) => None,
         Some(KeyCode::Esc) => {
             apply(app, &before);
             None
         }
-        Some(KeyCode::Up | KeyCode::Down) => None,
         _ => {
             edit(&mut input, event);
             apply(app, input.value());

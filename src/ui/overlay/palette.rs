@@ -12,7 +12,7 @@ use crate::engine::ids::UnixMs;
 use crate::engine::model::resource::{self, Kind, RowId, Scope};
 use crate::engine::model::rows;
 use crate::ui::app::{App, Effect};
-use crate::ui::keymap::{ACTIONS, Action};
+use crate::ui::keymap::{ACTIONS, Action, Group};
 use crate::ui::nav::Place;
 use crate::ui::rows::INLINE;
 use crate::ui::theme::Role;
@@ -76,9 +76,12 @@ impl Palette {
     /// Everything that can be reached now.
     #[must_use]
     pub fn open(app: &App, now: UnixMs) -> Self {
+        let here = input::context(&app.history.page().place);
         let mut items: Vec<Item> = ACTIONS
             .iter()
             .filter(|e| !matches!(e.action, Action::Palette))
+            // What changes the cluster is always listed, with the reason why it cannot be done here.
+            .filter(|e| e.group == Group::Act || e.contexts.contains(&here))
             .map(|e| Item {
                 name: e.id.to_owned(),
                 about: e.title.to_owned(),

@@ -154,7 +154,9 @@ pub fn lines(plan: &Plan, width: u16) -> Vec<Line> {
                 );
             }
             None => {
-                out.push(Line::text(format!("✓ {}  {}", check.name, check.detail)).tone(Tone::Good))
+                out.push(
+                    Line::text(format!("✓ {}  {}", check.name, check.detail)).tone(Tone::Good),
+                );
             }
         }
     }
@@ -170,7 +172,7 @@ pub fn lines(plan: &Plan, width: u16) -> Vec<Line> {
     if objects.puts + objects.copies + objects.deletes > 0 {
         out.push(Line::blank());
         out.push(Line::heading("Objects"));
-        let count = |n: u64| text::grouped(i64::try_from(n).unwrap_or(i64::MAX));
+        let count = |n: u64| text::count(n);
         if objects.puts > 0 {
             out.push(Line::field("written", count(objects.puts)));
         }

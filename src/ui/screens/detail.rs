@@ -76,10 +76,7 @@ pub fn lines(app: &App, kind: Kind, id: &RowId, now: UnixMs) -> Vec<Line> {
     }
     let keys = resource::keys(&view, id);
     if !keys.is_empty() {
-        out.push(Line::heading(format!(
-            "Keys · {}",
-            text::grouped(keys.len() as i64)
-        )));
+        out.push(Line::heading(format!("Keys · {}", text::count(keys.len()))));
         for key in keys.iter().take(KEYS) {
             let row = RowId::Key(key.clone());
             out.push(

@@ -38,23 +38,27 @@ fn share(job: &JobInfo) -> (u64, u64) {
     }
 }
 
-/// The running jobs in a few words for the band.
+/// The running jobs in a few words for the band, at most `room` cells: the title goes first when there is little.
 #[must_use]
-pub fn brief(app: &App) -> String {
+pub fn brief(app: &App, room: u16) -> String {
     let mut running = app.jobs.jobs.iter().filter(|j| !j.state.ended());
     let Some(job) = running.next() else {
         return String::new();
     };
     let more = running.count();
     let (done, all) = share(job);
-    let mut out = format!("{} {}", text::fit(&job.title, 40), text::percent(done, all));
+    let mut facts = text::percent(done, all);
     if let Some(eta) = job.progress.eta_ms {
-        out.push_str(&format!(" · {} left", text::age(eta)));
+        facts = format!("{facts} · {} left", text::age(eta));
     }
     if more > 0 {
-        out.push_str(&format!(" · +{more}"));
+        facts = format!("{facts} · +{more}");
     }
-    out
+    let left = room.saturating_sub(text::width(&facts) + 1);
+    if left < 8 {
+        return text::fit(&facts, room);
+    }
+    format!("{} {facts}", text::fit(&job.title, left.min(44)))
 }
 
 /// A running job in one line of the overview.
@@ -143,7 +147,7 @@ pub fn lines(app: &App, job: &JobInfo, now: UnixMs) -> Vec<Line> {
 
 fn counters(job: &JobInfo) -> Vec<Line> {
     let p = &job.progress;
-    let n = |v: u64| text::grouped(i64::try_from(v).unwrap_or(i64::MAX));
+    let n = |v: u64| text::count(v);
     let mut out = Vec::new();
     if p.segments.1 > 0 {
         out.push(Line::field(

@@ -7,7 +7,7 @@ use crate::engine::handle::Conn;
 use crate::engine::ids::UnixMs;
 use crate::engine::model::health::{Fault, Severity};
 use crate::engine::model::overview::{Overview, StateCount};
-use crate::engine::model::resource::{Kind, Scope, Tone};
+use crate::engine::model::resource::{Kind, RowId, Scope, Tone};
 use crate::ui::app::App;
 use crate::ui::document::{self, Line, Link};
 use crate::ui::{operate, text};
@@ -93,7 +93,7 @@ fn running(app: &App, now: UnixMs) -> Vec<Line> {
     }
     let mut out = vec![Line::heading("Running")];
     for job in jobs.iter().take(5) {
-        let id = crate::engine::model::resource::RowId::Job(job.id);
+        let id = RowId::Job(job.id);
         out.push(
             Line::text(jobs::one_line(job, now))
                 .tone(jobs::tone(job.state))
@@ -140,7 +140,7 @@ fn faults(app: &App, faults: &[Fault], now: UnixMs) -> Vec<Line> {
         (count(Severity::Info), "to know"),
     ] {
         if n > 0 {
-            words.push(format!("{} {what}", text::grouped(n as i64)));
+            words.push(format!("{} {what}", text::count(n)));
         }
     }
     out.push(Line::heading(format!("Faults · {}", words.join(" · "))));
@@ -168,11 +168,11 @@ fn faults(app: &App, faults: &[Fault], now: UnixMs) -> Vec<Line> {
             }
         }
         if group.len() > EACH {
-            let kind = group[0].subject.as_ref().map(|id| id.kind());
+            let kind = group[0].subject.as_ref().map(RowId::kind);
             out.push(
                 Line::text(format!(
                     "and {} more like these",
-                    text::grouped((group.len() - EACH) as i64)
+                    text::count(group.len() - EACH)
                 ))
                 .tone(tone)
                 .indented(1)
@@ -189,7 +189,7 @@ fn faults(app: &App, faults: &[Fault], now: UnixMs) -> Vec<Line> {
 fn states(counts: &[StateCount]) -> String {
     counts
         .iter()
-        .map(|s| format!("{} {}", text::grouped(s.count as i64), s.state))
+        .map(|s| format!("{} {}", text::count(s.count), s.state))
         .collect::<Vec<_>>()
         .join(" · ")
 }
@@ -197,7 +197,7 @@ fn states(counts: &[StateCount]) -> String {
 fn numbers(o: &Overview) -> Vec<Line> {
     let list = |kind| Some(Link::List(kind, Scope::default()));
     let number = |label: &str, n: u64, note: String, kind| {
-        Line::field(label, text::grouped(i64::try_from(n).unwrap_or(i64::MAX)))
+        Line::field(label, text::count(n))
             .right()
             .note(note)
             .to(list(kind))
@@ -205,7 +205,7 @@ fn numbers(o: &Overview) -> Vec<Line> {
     let sum = |counts: &[StateCount]| counts.iter().map(|s| s.count).sum::<u64>();
     let some = |n: u64, what: &str| {
         if n > 0 {
-            format!("{} {what}", text::grouped(n as i64))
+            format!("{} {what}", text::count(n))
         } else {
             String::new()
         }
@@ -278,11 +278,7 @@ fn numbers(o: &Overview) -> Vec<Line> {
         text::grouped(o.rows),
         "deletes not taken off".into(),
     ));
-    out.push(plain(
-        "deletes",
-        text::grouped(o.deletes as i64),
-        String::new(),
-    ));
+    out.push(plain("deletes", text::count(o.deletes), String::new()));
     let names = ["insert", "delta", "statistics", "BM25"];
     let split: Vec<String> = names
         .iter()
@@ -306,16 +302,12 @@ fn numbers(o: &Overview) -> Vec<Line> {
     } else {
         dropped
     });
-    out.push(plain(
-        "log files",
-        text::grouped(o.files as i64),
-        String::new(),
-    ));
+    out.push(plain("log files", text::count(o.files), String::new()));
     let (keys, key_bytes, value_bytes) = o.keys;
     out.push(
         plain(
             "keys",
-            text::grouped(keys as i64),
+            text::count(keys),
             format!("{} metadata", text::bytes(key_bytes + value_bytes)),
         )
         .to(list(Kind::Keys)),

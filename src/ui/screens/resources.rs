@@ -19,11 +19,11 @@ pub fn empty_words(app: &App, kind: Kind) -> (String, String) {
     };
     if rows.of > 0 {
         let what = if table.filter.is_empty() {
-            format!("All {} {name} are well.", text::grouped(rows.of as i64))
+            format!("All {} {name} are well.", text::count(rows.of))
         } else {
             format!(
                 "None of {} {name} has “{}”.",
-                text::grouped(rows.of as i64),
+                text::count(rows.of),
                 table.filter
             )
         };

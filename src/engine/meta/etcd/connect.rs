@@ -9,9 +9,10 @@ use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 use futures::future::{Either, select};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{EtcdProfile, EtcdTls, fail};
+use super::fail;
 use crate::engine::clock::Clock;
 use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::profile::{EtcdProfile, TlsProfile};
 
 /// Half-open connections are found by a ping every 10 s that must be answered within 5 s.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
@@ -192,7 +193,7 @@ impl Node {
     }
 }
 
-async fn tls_options(tls: &EtcdTls) -> Result<TlsOptions> {
+async fn tls_options(tls: &TlsProfile) -> Result<TlsOptions> {
     let mut options = match &tls.ca {
         Some(path) => {
             let pem = pem(path, "etcd.ssl.tlsCACert", "CERTIFICATE").await?;

@@ -125,6 +125,11 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// A failure in readable words.
+pub fn words(raw: &Raw) -> String {
+    status_of(raw).map_or_else(|| chain(raw), |status| chain(status))
+}
+
 /// Whether the connection was never made, so that nothing was sent.
 fn never_connected(status: &Status) -> bool {
     let mut source = std::error::Error::source(status);
@@ -328,7 +333,7 @@ fn other(raw: Raw, op: Op, node: &Node) -> Verdict {
 
 /// The error of a connection that could not be made.
 pub fn connecting(raw: Raw, node: &Node) -> Error {
-    let text = status_of(&raw).map_or_else(|| chain(&raw), |status| chain(status));
+    let text = words(&raw);
     if let Some(error) = tls_alert(&text, node) {
         return error;
     }
@@ -362,6 +367,11 @@ pub fn connecting(raw: Raw, node: &Node) -> Error {
         )
         .fix("check that etcd.ssl.tlsCert and etcd.ssl.tlsKey belong together and are PEM");
     }
+    // a plain server may answer the TLS hello with a reset instead of a readable alert
+    let is_hang_up = text.contains("reset by peer") || text.contains("broken pipe");
+    if is_hang_up && !text.contains("tcp connect error") && node.may_want_certificate() {
+        return no_tls(node);
+    }
     let mut fix = "check etcd.endpoints and that etcd is up".to_owned();
     if text.contains("http2 error") || text.contains("frame") {
         fix.push_str("; it may want TLS: etcd.ssl.enabled");
@@ -382,6 +392,17 @@ fn last_cause(chain: &str) -> &str {
     chain
         .find("tcp connect error")
         .map_or(chain, |i| &chain[i..])
+}
+
+fn no_tls(node: &Node) -> Error {
+    Error::new(
+        ErrorKind::Config,
+        format!(
+            "TLS with etcd {} failed: the server speaks no TLS on this port",
+            node.name
+        ),
+    )
+    .fix("set etcd.ssl.enabled to false, or correct the port in etcd.endpoints")
 }
 
 /// Which of the three TLS settings is wrong, as far as the alert tells.
@@ -441,10 +462,7 @@ fn tls_alert(text: &str, node: &Node) -> Option<Error> {
         );
     }
     if text.contains("corrupt message") || text.contains("tls handshake eof") {
-        return error(
-            "the server speaks no TLS on this port",
-            "set etcd.ssl.enabled to false, or correct the port in etcd.endpoints",
-        );
+        return Some(no_tls(node));
     }
     if text.contains("KeyMismatch") || text.contains("keys may not be consistent") {
         return error(

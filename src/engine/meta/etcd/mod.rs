@@ -8,14 +8,12 @@ mod connect;
 mod fail;
 mod watch;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::{BoxFuture, Either, select};
-use secrecy::SecretString;
 
 use self::connect::Node;
 use self::fail::{Op, Verdict};
@@ -26,47 +24,7 @@ use super::{
 use crate::engine::clock::Clock;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{MetaKey, MetaRev};
-
-/// How to reach an etcd.
-#[derive(Clone, Debug)]
-pub struct EtcdProfile {
-    /// `host:port` or URLs (`etcd.endpoints`).
-    pub endpoints: Vec<String>,
-    /// User and password (`etcd.auth.userName`, `etcd.auth.password`).
-    pub user: Option<(String, SecretString)>,
-    /// TLS (`etcd.ssl.*`); `None` = plain.
-    pub tls: Option<EtcdTls>,
-    /// Longest that one call may take (`etcd.requestTimeout`).
-    pub request_timeout: Duration,
-    /// Longest that connecting may take (`etcd.dialTimeout`).
-    pub dial_timeout: Duration,
-}
-
-impl EtcdProfile {
-    /// Plain, no password, Milvus's default deadlines (10 s a call, 5 s to connect).
-    pub fn plain(endpoints: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        Self {
-            endpoints: endpoints.into_iter().map(Into::into).collect(),
-            user: None,
-            tls: None,
-            request_timeout: Duration::from_secs(10),
-            dial_timeout: Duration::from_secs(5),
-        }
-    }
-}
-
-/// TLS files, PEM.
-#[derive(Clone, Debug, Default)]
-pub struct EtcdTls {
-    /// Authority of the server's certificate (`etcd.ssl.tlsCACert`); `None` = the system's.
-    pub ca: Option<PathBuf>,
-    /// Our certificate (`etcd.ssl.tlsCert`), for servers that want one.
-    pub cert: Option<PathBuf>,
-    /// Its key (`etcd.ssl.tlsKey`).
-    pub key: Option<PathBuf>,
-    /// Name to expect in the server's certificate, when it is not the endpoint's host.
-    pub domain: Option<String>,
-}
+use crate::engine::profile::EtcdProfile;
 
 /// A connection to etcd. Cheap to clone.
 #[derive(Clone)]

@@ -189,9 +189,12 @@ impl Watch {
             Ok(None) => Err(self.closed()),
             Err(e) => Err(Error::new(
                 ErrorKind::Unreachable,
-                format!("the watch on etcd {} broke", self.endpoint),
+                format!(
+                    "the watch on etcd {} broke: {}",
+                    self.endpoint,
+                    fail::words(&e)
+                ),
             )
-            .caused_by(e)
             .fix("check etcd.endpoints and that etcd is up")),
         }
     }

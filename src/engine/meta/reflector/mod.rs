@@ -252,14 +252,13 @@ impl Reflector {
         if !next_in.is_zero() {
             self.clock.sleep(next_in).await;
         }
-        let passed = match self.passed {
-            Some(passed) => passed,
-            None => {
-                let head = self.head().await?;
-                self.picture.begin(self.span.clone(), head);
-                self.passed = Some(head);
-                head
-            }
+        let passed = if let Some(passed) = self.passed {
+            passed
+        } else {
+            let head = self.head().await?;
+            self.picture.begin(self.span.clone(), head);
+            self.passed = Some(head);
+            head
         };
         let mut watch = self.source.watch(self.span.clone(), passed.next()).await?;
         let mut phase = if self.picture.rest().is_some() {

@@ -52,11 +52,6 @@ impl Picture {
         self.listing.as_ref()?.rest.as_ref()
     }
 
-    /// Whether a listing is under way, or waits for the watch to pass it.
-    pub fn is_listing(&self) -> bool {
-        self.listing.is_some()
-    }
-
     /// Once all pages are there: the revision that the watch must pass before the picture is one of one moment.
     pub fn target(&self) -> Option<MetaRev> {
         let listing = self.listing.as_ref()?;

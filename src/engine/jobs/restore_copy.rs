@@ -1,0 +1,199 @@
+//! The copying part of a restore: what is to be copied, how far it is, and the pool's view of the world.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use prost::Message;
+
+use super::copy::{CopyFile, CopyHost, Done};
+use super::cx::JobCx;
+use super::restore::{Loaded, put, watchable};
+use super::restore_map::{Blueprint, SEGMENTS_PER_TASK, Source, WalStart, channels};
+use super::restore_plan;
+use super::restore_source::{Reads, hex};
+use super::restore_state::State;
+use crate::engine::clock::{Clock, Entropy};
+use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::format::keys::{Family, Key};
+use crate::engine::format::pb;
+use crate::engine::format::pb::data::{CopySegmentJobState, CopySegmentTaskState};
+use crate::engine::format::vchannel::ChannelName;
+use crate::engine::ids::{CollectionId, ObjectKey, Tso};
+use crate::engine::plan::execute::Change;
+
+/// Fills in sizes from listings of the source; every missing object is named (rule 10 of `spec/oncall.md` §7).
+pub(super) async fn size_up(reads: &Reads<'_>, files: &mut [CopyFile]) -> Result<()> {
+    let missing = restore_plan::sizes(reads, files).await?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter().map(|key| key.0.as_str()).collect();
+    Err(Error::new(
+        ErrorKind::NotFound,
+        format!(
+            "{} objects of the snapshot are missing: {}",
+            names.len(),
+            names.join(", ")
+        ),
+    )
+    .fix("bring them back from a backup of the bucket, or use another snapshot"))
+}
+
+/// Digest of sources and sizes, so that a resume works on what was planned.
+#[must_use]
+pub fn digest(files: &[CopyFile]) -> String {
+    use sha2::{Digest, Sha256};
+    let mut sorted: Vec<(&ObjectKey, u64)> = files.iter().map(|f| (&f.from, f.size)).collect();
+    sorted.sort_unstable();
+    let mut hash = Sha256::new();
+    for (key, size) in sorted {
+        hash.update((key.0.len() as u64).to_be_bytes());
+        hash.update(key.0.as_bytes());
+        hash.update(size.to_be_bytes());
+    }
+    hex(&hash.finalize())
+}
+
+/// Segments whose files are all done, and bytes done.
+pub(super) fn standing(blueprint: &Blueprint, done: &Done) -> (u32, u64) {
+    let mut open = vec![false; blueprint.segments.len()];
+    let mut bytes = 0;
+    for (i, file) in (0..).zip(&blueprint.files) {
+        if done.has(i) {
+            bytes += file.size;
+        } else if let Some(flag) = open.get_mut(file.group as usize) {
+            *flag = true;
+        }
+    }
+    (open.iter().filter(|o| !**o).count() as u32, bytes)
+}
+
+/// Keeps the watchable records true: a task is Completed when all files of its segments are there.
+pub(super) async fn progress(cx: &JobCx, mut state: State, loaded: &Loaded) -> Result<State> {
+    let (segments, bytes) = standing(&loaded.blueprint, &state.done);
+    cx.progress()
+        .set_done(segments.into(), state.done.count().into(), bytes);
+    if segments == state.copied {
+        return Ok(state);
+    }
+    let mut open = vec![false; loaded.blueprint.tasks.len()];
+    for (i, file) in (0..).zip(&loaded.blueprint.files) {
+        let task = file.group as usize / SEGMENTS_PER_TASK;
+        if let Some(flag) = open.get_mut(task).filter(|_| !state.done.has(i)) {
+            *flag = true;
+        }
+    }
+    let now = cx.clock.now();
+    let watch = watchable(cx, &state, loaded);
+    let job = watch.job(
+        CopySegmentJobState::CopySegmentJobExecuting,
+        segments.into(),
+        None,
+        "",
+    );
+    let mut writes = vec![put(cx, job)];
+    for at in (0..open.len()).filter(|at| !open[*at]) {
+        let task = watch.task(
+            at,
+            CopySegmentTaskState::CopySegmentTaskCompleted,
+            Some(now),
+            "",
+        );
+        writes.extend(task.map(|t| put(cx, t)));
+    }
+    cx.commit(Change {
+        name: format!("progress-{segments}-{}", now.0),
+        writes,
+        ..Change::default()
+    })
+    .await?;
+    state.copied = segments;
+    Ok(state)
+}
+
+/// Where the new channels begin: the newest position known on the same physical channel, which no message of the new
+/// collection can precede. Without one, the boundary of the snapshot.
+pub(super) async fn starts(reads: &Reads<'_>, source: &Source) -> Result<BTreeMap<String, WalStart>> {
+    let mut best: BTreeMap<String, (u64, WalStart)> = BTreeMap::new();
+    let mut offer = |name: &str, position: &pb::msg::MsgPosition| {
+        let at = Tso(position.timestamp);
+        if position.msg_id.is_empty() || at.is_dropped() {
+            return;
+        }
+        let ChannelName::Shard { pchannel, .. } = ChannelName::parse(name) else {
+            return;
+        };
+        let newer = best
+            .get(pchannel)
+            .is_none_or(|(have, _)| *have < position.timestamp);
+        if newer {
+            let start = WalStart {
+                id: position.msg_id.clone(),
+                wal: position.wal_name,
+            };
+            best.insert(pchannel.to_owned(), (position.timestamp, start));
+        }
+    };
+    for position in &source.record.channel_seek_positions {
+        offer(&position.channel_name, position);
+    }
+    for kv in reads.family(Family::ChannelCheckpoint).await?.kvs {
+        let Some(Key::ChannelCheckpoint(channel)) = Key::parse(reads.roots, &kv.key.0).known()
+        else {
+            continue;
+        };
+        // A checkpoint that cannot be read is one candidate less.
+        if let Ok(position) = pb::msg::MsgPosition::decode(kv.value.clone()) {
+            offer(&channel.0, &position);
+        }
+    }
+    let mut wanted = BTreeMap::new();
+    for (_, _, pchannel) in channels(source, CollectionId(0))? {
+        if let Some((_, start)) = best.get(&pchannel) {
+            wanted.insert(pchannel, start.clone());
+        }
+    }
+    Ok(wanted)
+}
+
+/// The pool's world: copies go through the executor, under the fence.
+pub(super) struct Host<'a>(pub &'a JobCx);
+
+#[async_trait]
+impl CopyHost for Host<'_> {
+    async fn copy(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()> {
+        self.0.copy_object(from, to).await.map(|_| ())
+    }
+
+    async fn size(&self, key: &ObjectKey) -> Result<Option<u64>> {
+        match self.0.objects.head(key).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn parallel(&self) -> u32 {
+        self.0.parallel()
+    }
+
+    fn throttle(&self) -> Option<u64> {
+        self.0.throttle()
+    }
+
+    fn copied(&self, file: &CopyFile) {
+        self.0.progress().file(file.size);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.cancel.is_cancelled()
+    }
+
+    fn clock(&self) -> &dyn Clock {
+        &*self.0.clock
+    }
+
+    fn entropy(&self) -> &dyn Entropy {
+        &*self.0.entropy
+    }
+}

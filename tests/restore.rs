@@ -1,0 +1,917 @@
+//! Restore, on the captured cluster: rows, logs, bytes and index files one to one; every operation of it failing once; killed and
+//! taken up again; refused with every missing object named; taken back whole.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use falconer::engine::clock::SeededEntropy;
+use falconer::engine::error::{Error, ErrorKind, Result};
+use falconer::engine::format::keys::{Family, Key, LogKind};
+use falconer::engine::format::pb;
+use falconer::engine::ids::{CollectionId, DbId, JobId, MetaRev, SnapshotId};
+use falconer::engine::jobs::registry::Registry;
+use falconer::engine::jobs::restore::Restore;
+use falconer::engine::jobs::runner::{Runner, RunnerHandle};
+use falconer::engine::meta::{
+    Limits, MetaRead, MetaStatus, MetaWrite, Outcome, Page, RangeOpts, Span, Txn, WatchStream,
+};
+use falconer::engine::model::jobs::{JobInfo, JobState};
+use falconer::engine::plan::execute::{Executor, Parts};
+use falconer::engine::plan::{Intent, Plan};
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
+use prost::Message;
+use support::faults::{Faults, Mode, Stores, World, sweep};
+use support::snapshots::{
+    self as lab, Made, NOW, ROOT, all, collection, family, lab_world, make, objects, roots,
+};
+
+fn executor(stores: &Stores, seed: u64) -> Arc<Executor> {
+    Executor::new(Parts {
+        meta: stores.meta.clone(),
+        objects: stores.write.clone(),
+        roots: roots(),
+        clock: stores.clock.clone(),
+        entropy: Arc::new(SeededEntropy::new(seed)),
+        actor: format!("tester pid {seed}"),
+        embedded: true,
+    })
+}
+
+fn runner(stores: &Stores, seed: u64) -> RunnerHandle {
+    Runner::start(
+        executor(stores, seed),
+        Registry::default().with(Restore::default()),
+    )
+}
+
+fn intent(snapshot: SnapshotId, name: &str) -> Intent {
+    Intent::Restore {
+        snapshot,
+        database: "default".into(),
+        collection: name.into(),
+    }
+}
+
+async fn plan(world: &World, intent: Intent) -> Arc<Plan> {
+    let stores = world.open(&Faults::none(), ROOT);
+    let runner = runner(&stores, 7);
+    let plan = runner.plan(intent, Arc::default()).await.unwrap();
+    runner.stop().await;
+    plan
+}
+
+/// Starts the program; waits for the job that is there, or gives the order and waits.
+async fn operate(stores: &Stores, seed: u64, intent: Intent) -> Result<Arc<JobInfo>> {
+    let runner = runner(stores, seed);
+    let job = loop {
+        let found = jobs(stores).await;
+        let begun = match found {
+            Ok(Some(job)) => Ok(job),
+            Ok(None) => match runner.plan(intent.clone(), Arc::default()).await {
+                Ok(plan) => runner.apply(&plan.hash, "").await,
+                Err(e) => Err(e),
+            },
+            Err(e) => Err(e),
+        };
+        match begun {
+            Ok(job) => break job,
+            Err(e) if e.is_transient() || e.kind() == ErrorKind::OutcomeUnknown => {}
+            Err(e) => return Err(e),
+        }
+    };
+    let info = runner.ended(job).await?;
+    runner.stop().await;
+    Ok(info)
+}
+
+async fn jobs(stores: &Stores) -> Result<Option<JobId>> {
+    let span = falconer::engine::meta::Span::prefix(&falconer::engine::ids::KeyPrefix::new(
+        "falconer/by-dev/job",
+    ));
+    let page = stores.meta.range_all(&span).await?;
+    Ok(page
+        .kvs
+        .first()
+        .map(|kv| kv.key.text().split('/').nth(3).unwrap().parse().unwrap()))
+}
+
+/// The target, found the way a stranger finds it: by name.
+async fn target(world: &World, name: &str) -> (DbId, CollectionId, pb::etcd::CollectionInfo) {
+    let (db, c) = collection(&*world.meta, name).await;
+    let info = family::<pb::etcd::CollectionInfo>(&*world.meta, Family::Collection)
+        .await
+        .into_iter()
+        .find(|(k, _)| *k == Key::Collection(db, c))
+        .unwrap()
+        .1;
+    (db, c, info)
+}
+
+/// Logs of a collection's segments, by segment: kind, field and log id to entries, timestamps and sizes.
+type Logs = BTreeMap<(LogKind, i64, i64), (i64, u64, u64, i64)>;
+
+async fn logs(world: &World, of: CollectionId) -> BTreeMap<i64, Logs> {
+    let mut out: BTreeMap<i64, Logs> = BTreeMap::new();
+    for f in [
+        Family::Binlog,
+        Family::Statslog,
+        Family::Deltalog,
+        Family::Bm25log,
+    ] {
+        for (key, log) in family::<pb::data::FieldBinlog>(&*world.meta, f).await {
+            let Key::Log(kind, c, _, s, field) = key else {
+                continue;
+            };
+            if c != of {
+                continue;
+            }
+            for b in log.binlogs {
+                assert!(b.log_path.is_empty(), "no path is stored beside an id");
+                out.entry(s.0).or_default().insert(
+                    (kind, field.0, b.log_id),
+                    (b.entries_num, b.timestamp_from, b.timestamp_to, b.log_size),
+                );
+            }
+        }
+    }
+    out
+}
+
+/// Everything one to one: the check of the whole feature.
+#[allow(clippy::too_many_lines, reason = "one comparison after the other")]
+async fn same(world: &World, made: &Made, name: &str, label: &str) {
+    let meta = &*world.meta;
+    let (db, c, info) = target(world, name).await;
+    let description = made.metadata.collection.as_ref().unwrap();
+    let schema = description.schema.as_ref().unwrap();
+    assert_eq!(db, DbId(1), "{label}");
+    assert_eq!(
+        info.consistency_level, description.consistency_level,
+        "{label}"
+    );
+    assert_eq!(
+        i64::from(info.shards_num),
+        description.num_shards,
+        "{label}"
+    );
+    assert_eq!(info.properties, description.properties, "{label}");
+    let stored = info.schema.as_ref().unwrap();
+    assert!(
+        stored.fields.is_empty() && info.partition_i_ds.is_empty(),
+        "{label}: never inline"
+    );
+    assert_eq!(
+        stored.enable_dynamic_field, schema.enable_dynamic_field,
+        "{label}"
+    );
+    assert_eq!(stored.description, schema.description, "{label}");
+    for (i, v) in info.virtual_channel_names.iter().enumerate() {
+        assert_eq!(
+            v,
+            &format!("{}_{}v{i}", info.physical_channel_names[i], c),
+            "{label}"
+        );
+        let old = &description.virtual_channel_names[i];
+        assert!(old.starts_with(&info.physical_channel_names[i]), "{label}");
+    }
+    let fields: BTreeMap<i64, pb::schema::FieldSchema> =
+        family::<pb::schema::FieldSchema>(meta, Family::Field)
+            .await
+            .into_iter()
+            .filter(|(k, _)| matches!(k, Key::Field(of, _) if *of == c))
+            .map(|(_, f)| (f.field_id, f))
+            .collect();
+    let want: BTreeMap<i64, pb::schema::FieldSchema> = schema
+        .fields
+        .iter()
+        .map(|f| (f.field_id, f.clone()))
+        .collect();
+    assert_eq!(fields, want, "{label}: fields keep their ids");
+    let partitions: BTreeMap<String, i64> =
+        family::<pb::etcd::PartitionInfo>(meta, Family::Partition)
+            .await
+            .into_iter()
+            .filter(|(k, _)| matches!(k, Key::Partition(of, _) if *of == c))
+            .map(|(_, p)| (p.partition_name, p.partition_id))
+            .collect();
+    assert_eq!(
+        partitions.keys().collect::<BTreeSet<_>>(),
+        description.partitions.keys().collect::<BTreeSet<_>>(),
+        "{label}"
+    );
+    // Segments: paired through the records that Milvus's own tools read.
+    let job = family::<pb::data::CopySegmentJob>(meta, Family::CopySegmentJob)
+        .await
+        .into_iter()
+        .map(|(_, j)| j)
+        .find(|j| j.collection_id == c.0)
+        .unwrap();
+    assert_eq!(job.state, 3, "{label}: Completed");
+    assert_eq!(job.copied_segments, job.total_segments, "{label}");
+    assert_eq!(job.total_segments as usize, made.segments.len(), "{label}");
+    assert!(
+        job.complete_ts >= job.start_ts && job.start_ts > 0,
+        "{label}"
+    );
+    for (_, task) in family::<pb::data::CopySegmentTask>(meta, Family::CopySegmentTask).await {
+        assert_eq!((task.state, task.node_id), (3, -1), "{label}");
+    }
+    let pairs: BTreeMap<i64, i64> = job
+        .id_mappings
+        .iter()
+        .map(|m| (m.source_segment_id, m.target_segment_id))
+        .collect();
+    assert_eq!(pairs.len(), made.segments.len(), "{label}");
+    let segments: BTreeMap<i64, pb::data::SegmentInfo> =
+        family::<pb::data::SegmentInfo>(meta, Family::Segment)
+            .await
+            .into_iter()
+            .filter(|(k, _)| matches!(k, Key::Segment(of, ..) if *of == c))
+            .map(|(_, s)| (s.id, s))
+            .collect();
+    assert_eq!(segments.len(), made.segments.len(), "{label}");
+    let old_logs = logs(world, made.of).await;
+    let new_logs = logs(world, c).await;
+    let rows = family::<pb::index::SegmentIndex>(meta, Family::SegmentIndex).await;
+    let bytes = objects(&*world.objects).await;
+    let mut seen = BTreeSet::new();
+    for source in &made.segments {
+        let new = &segments[&pairs[&source.segment_id]];
+        assert_eq!(new.num_of_rows, source.num_of_rows, "{label}");
+        assert_eq!(new.state, 4, "{label}: Flushed");
+        assert_eq!(
+            (new.level, new.is_importing),
+            (source.segment_level, false),
+            "{label}"
+        );
+        assert_eq!(new.last_expire_time, u64::MAX, "{label}");
+        let (a, b) = (new.dml_position.as_ref(), source.dml_position.as_ref());
+        assert_eq!(
+            a.map(|p| (p.timestamp, &p.msg_id)),
+            b.map(|p| (p.timestamp, &p.msg_id)),
+            "{label}"
+        );
+        assert!(new.insert_channel.contains(&c.0.to_string()), "{label}");
+        let old = old_logs.get(&source.segment_id);
+        assert_eq!(
+            new_logs.get(&new.id),
+            old,
+            "{label}: logs of {}",
+            source.segment_id
+        );
+        for list in [&source.binlogs, &source.statslogs, &source.deltalogs] {
+            for path in list.iter().flat_map(|f| &f.binlogs).map(|b| &b.log_path) {
+                let to = path
+                    .replace(&made.of.0.to_string(), &c.0.to_string())
+                    .replace(
+                        &format!("/{}/", source.partition_id),
+                        &format!("/{}/", new.partition_id),
+                    )
+                    .replace(&source.segment_id.to_string(), &new.id.to_string());
+                assert_eq!(bytes.get(&to), bytes.get(path), "{label}: {path} → {to}");
+                assert!(bytes.contains_key(&to), "{label}: {to}");
+                seen.insert(to);
+            }
+        }
+        let have: Vec<&pb::index::SegmentIndex> = rows
+            .iter()
+            .map(|(_, r)| r)
+            .filter(|r| r.segment_id == new.id)
+            .collect();
+        assert_eq!(have.len(), source.index_files.len(), "{label}");
+        for file in &source.index_files {
+            let old = &rows
+                .iter()
+                .find(|(_, r)| r.build_id == file.build_id)
+                .unwrap()
+                .1;
+            let row = have
+                .iter()
+                .find(|r| r.index_file_keys == old.index_file_keys && r.num_rows == old.num_rows)
+                .unwrap_or_else(|| panic!("{label}: index row of build {}", file.build_id));
+            assert_ne!(row.build_id, old.build_id, "{label}: fresh builds (D13)");
+            assert_eq!(
+                (row.state, row.serialize_size, row.index_version),
+                (3, old.serialize_size, old.index_version),
+                "{label}"
+            );
+            for (path, name) in file.index_file_paths.iter().zip(&row.index_file_keys) {
+                let to = format!(
+                    "{ROOT}/index_files/{}/{}/{}/{}/{name}",
+                    row.build_id, row.index_version, new.partition_id, new.id
+                );
+                assert_eq!(bytes.get(&to), bytes.get(path), "{label}: {path} → {to}");
+                assert!(bytes.contains_key(&to), "{label}: {to}");
+                seen.insert(to);
+            }
+        }
+    }
+    let ours: BTreeSet<String> = bytes
+        .keys()
+        .filter(|k| !before_keys().contains(k.as_str()) && !k.contains("/snapshots/"))
+        .cloned()
+        .collect();
+    assert_eq!(
+        ours, seen,
+        "{label}: nothing else was written to the bucket"
+    );
+    let names =
+        |of: CollectionId, list: Vec<(Key, pb::index::FieldIndex)>| -> BTreeMap<String, Vec<_>> {
+            list.into_iter()
+                .filter(|(k, i)| matches!(k, Key::FieldIndex(c, _) if *c == of) && !i.deleted)
+                .map(|(_, i)| i.index_info.unwrap())
+                .map(|i| {
+                    (
+                        i.index_name.clone(),
+                        vec![(
+                            i.field_id,
+                            i.index_params,
+                            i.user_index_params,
+                            i.type_params,
+                        )],
+                    )
+                })
+                .collect()
+        };
+    let defs = family::<pb::index::FieldIndex>(meta, Family::FieldIndex).await;
+    assert_eq!(names(c, defs.clone()), names(made.of, defs), "{label}");
+    for v in &info.virtual_channel_names {
+        let cp = all(meta, "by-dev/meta/datacoord-meta/channel-cp").await;
+        let value = cp
+            .get(&format!("by-dev/meta/datacoord-meta/channel-cp/{v}"))
+            .unwrap();
+        let cp = pb::msg::MsgPosition::decode(value.clone()).unwrap();
+        assert_eq!((cp.timestamp, &cp.channel_name), (0, v), "{label}");
+        assert!(!cp.msg_id.is_empty(), "{label}: a channel begins somewhere");
+        let mark = all(meta, "by-dev/meta/datacoord-meta/channel-removal").await;
+        let value = mark.get(&format!("by-dev/meta/datacoord-meta/channel-removal/{v}"));
+        assert_eq!(value.map(|m| &m[..]), Some(&b"non-removed"[..]), "{label}");
+    }
+    unpinned(world, made, label).await;
+}
+
+fn before_keys() -> BTreeSet<&'static str> {
+    support::lab::objects()
+        .iter()
+        .map(|(k, _)| k.as_str())
+        .collect()
+}
+
+async fn unpinned(world: &World, made: &Made, label: &str) {
+    let kv = world.meta.get(&made.key).await.unwrap().unwrap();
+    let record = pb::data::SnapshotInfo::decode(kv.value).unwrap();
+    assert!(
+        record.pin_ids.is_empty() && record.pin_expire_at_ms.is_empty(),
+        "{label}: released"
+    );
+}
+
+/// Source objects, to the byte: all of the lab's, or those of the small world.
+async fn untouched(world: &World, small: Option<CollectionId>, label: &str) {
+    let now = objects(&*world.objects).await;
+    let mut seen = 0;
+    for (key, bytes) in support::lab::objects() {
+        let kept = small.is_none_or(|of| key.contains(&format!("/{of}/")));
+        if kept {
+            assert_eq!(now.get(key), Some(bytes), "{label}: {key}");
+            seen += 1;
+        }
+    }
+    assert!(seen > 10, "{label}: {seen} source objects");
+}
+
+/// A collection of the lab with deletes and index files, and how much of it a small test takes.
+const SOURCE: &str = "books";
+
+/// One segment of one collection, and nothing of the others: hundreds of runs need a small world.
+async fn small_world() -> (World, Made) {
+    static KEEP: tokio::sync::OnceCell<(DbId, CollectionId)> = tokio::sync::OnceCell::const_new();
+    let (db, of) = *KEEP
+        .get_or_init(|| async { collection(&*lab_world().await.meta, SOURCE).await })
+        .await;
+    let id = of.to_string();
+    let builds = BUILDS
+        .get_or_init(|| async {
+            let world = lab_world().await;
+            family::<pb::index::SegmentIndex>(&*world.meta, Family::SegmentIndex)
+                .await
+                .into_iter()
+                .filter(|(_, r)| r.collection_id == of.0)
+                .map(|(_, r)| format!("/index_files/{}/", r.build_id))
+                .collect()
+        })
+        .await;
+    let world = lab::world_of(
+        |key| {
+            key.contains(&id)
+                || key.contains("/database/db-info/")
+                || key.contains("/aliases/")
+                || key.contains("by-dev/kv/")
+        },
+        |key| key.contains(&format!("/{id}/")) || builds.iter().any(|b| key.contains(b.as_str())),
+    )
+    .await;
+    let made = make(&world, db, of, 470_660_334_431_990_001, "nightly", 1).await;
+    (world, made)
+}
+
+static BUILDS: tokio::sync::OnceCell<Vec<String>> = tokio::sync::OnceCell::const_new();
+
+#[tokio::test(start_paused = true)]
+async fn every_collection_of_the_lab_restores_one_to_one() {
+    let first = lab_world().await;
+    let collections: Vec<(DbId, CollectionId)> =
+        family::<pb::etcd::CollectionInfo>(&*first.meta, Family::Collection)
+            .await
+            .into_iter()
+            .filter_map(|(k, i)| match k {
+                Key::Collection(db, c) if i.state == 0 => Some((db, c)),
+                _ => None,
+            })
+            .collect();
+    assert!(collections.len() >= 7, "{}", collections.len());
+    let (mut deletes, mut index_files, mut rows) = (0, 0, 0);
+    for (db, of) in collections {
+        let world = lab_world().await;
+        let made = make(
+            &world,
+            db,
+            of,
+            470_660_334_431_990_001,
+            "nightly",
+            usize::MAX,
+        )
+        .await;
+        let stores = world.open(&Faults::none(), ROOT);
+        let info = operate(&stores, 1, intent(made.id, "copy_of_it"))
+            .await
+            .unwrap();
+        assert_eq!(
+            info.state,
+            JobState::Verified,
+            "{of}: {:?} {:?}",
+            info.error,
+            info.notes
+        );
+        assert_eq!(info.progress.files.0, info.progress.files.1, "{of}");
+        assert_eq!(info.progress.bytes.0, info.progress.bytes.1, "{of}");
+        same(&world, &made, "copy_of_it", &of.to_string()).await;
+        untouched(&world, None, &of.to_string()).await;
+        deletes += made
+            .segments
+            .iter()
+            .filter(|s| !s.deltalogs.is_empty())
+            .count();
+        index_files += made
+            .segments
+            .iter()
+            .flat_map(|s| &s.index_files)
+            .map(|f| f.index_file_paths.len())
+            .sum::<usize>();
+        rows += made.segments.iter().map(|s| s.num_of_rows).sum::<i64>();
+    }
+    assert!(
+        deletes > 0 && index_files > 0 && rows > 10_000,
+        "{deletes} {index_files} {rows}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_survives_every_fault() {
+    let made = small_world().await.1;
+    let drive = async |stores: &Stores| {
+        let info = operate(stores, 1, intent(made.id, "copied")).await?;
+        if info.state == JobState::Verified {
+            Ok(())
+        } else {
+            Err(Error::new(
+                ErrorKind::Internal,
+                format!("{:?}: {:?} {:?}", info.state, info.error, info.notes),
+            ))
+        }
+    };
+    let check = async |world: &World, label: &str| {
+        same(world, &made, "copied", label).await;
+        untouched(world, Some(made.of), label).await;
+    };
+    let runs = sweep(ROOT, async || small_world().await.0, drive, check).await;
+    assert!(runs > 100, "{runs}");
+}
+
+/// The whole state of both stores without our own journal and audit, and without the allocator.
+async fn picture(world: &World) -> (BTreeMap<String, Bytes>, BTreeMap<String, Bytes>) {
+    let mut meta = all(&*world.meta, "by-dev").await;
+    meta.remove("by-dev/kv/gid/idTimestamp");
+    meta.retain(|k, _| !k.contains("/copy-segment-"));
+    (meta, objects(&*world.objects).await)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_restore_leaves_nothing_behind() {
+    let (world, made) = small_world().await;
+    let before = picture(&world).await;
+    let stores = world.open(&Faults::none(), ROOT);
+    let runner = runner(&stores, 1);
+    let plan = runner
+        .plan(intent(made.id, "gone"), Arc::default())
+        .await
+        .unwrap();
+    let job = runner.apply(&plan.hash, "").await.unwrap();
+    // Slow enough to be met in the middle of it.
+    runner.throttle(job, Some(4_000)).unwrap();
+    let mut view = runner.view.clone();
+    loop {
+        let copied = view
+            .borrow_and_update()
+            .jobs
+            .iter()
+            .any(|j| j.id == job && (j.progress.files.0 > 0 || j.state.ended()));
+        if copied {
+            break;
+        }
+        view.changed().await.unwrap();
+    }
+    let begun = objects(&*world.objects).await.len() - before.1.len();
+    assert!(begun > 0, "something was copied already");
+    runner.cancel(job).await.unwrap();
+    let info = runner.ended(job).await.unwrap();
+    assert_eq!(info.state, JobState::Cancelled, "{:?}", info.notes);
+    runner.stop().await;
+    let after = picture(&world).await;
+    assert_eq!(
+        after.0.keys().collect::<Vec<_>>(),
+        before.0.keys().collect::<Vec<_>>()
+    );
+    assert!(after == before, "keys and objects as they were");
+    let jobs = family::<pb::data::CopySegmentJob>(&*world.meta, Family::CopySegmentJob).await;
+    assert_eq!(jobs.len(), 1);
+    assert!(
+        jobs.iter()
+            .all(|(_, j)| j.state == 4 && !j.reason.is_empty())
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_that_fails_is_taken_back_through_every_fault() {
+    let victim: std::sync::Mutex<Option<Arc<dyn MetaWrite>>> = std::sync::Mutex::default();
+    let make_world = async || {
+        let (world, _) = small_world().await;
+        *victim.lock().unwrap() = Some(world.meta.clone());
+        world
+    };
+    let before = picture(&make_world().await).await;
+    let drive = async |stores: &Stores| {
+        let mut stores = stores.clone();
+        stores.meta = Arc::new(Thief {
+            inner: stores.meta.clone(),
+            unharmed: victim.lock().unwrap().clone().unwrap(),
+        });
+        let info = operate(
+            &stores,
+            1,
+            intent(SnapshotId(470_660_334_431_990_001), "stolen"),
+        )
+        .await?;
+        if info.state == JobState::Failed {
+            Ok(())
+        } else {
+            Err(Error::new(
+                ErrorKind::Internal,
+                format!("{:?}: {:?}", info.state, info.notes),
+            ))
+        }
+    };
+    let check = async |world: &World, label: &str| {
+        let mut after = picture(world).await;
+        after.0.remove(THIEF);
+        assert_eq!(
+            after.0.keys().collect::<Vec<_>>(),
+            before.0.keys().collect::<Vec<_>>(),
+            "{label}"
+        );
+        assert!(after == before, "{label}: keys and objects as they were");
+    };
+    sweep(ROOT, make_world, drive, check).await;
+}
+
+const THIEF: &str = "by-dev/meta/root-coord/database/aliases/1/stolen";
+
+/// A store in which an alias of the target's name appears just before the restore writes its records: the latest moment at
+/// which a restore can fail.
+struct Thief {
+    inner: Arc<dyn MetaWrite>,
+    /// Behind the faults: the thief is not part of the run.
+    unharmed: Arc<dyn MetaWrite>,
+}
+
+#[async_trait]
+impl MetaRead for Thief {
+    async fn range(&self, span: &Span, opts: RangeOpts) -> Result<Page> {
+        self.inner.range(span, opts).await
+    }
+
+    async fn watch(&self, span: Span, from: MetaRev) -> Result<WatchStream> {
+        self.inner.watch(span, from).await
+    }
+
+    async fn status(&self) -> Result<MetaStatus> {
+        self.inner.status().await
+    }
+}
+
+#[async_trait]
+impl MetaWrite for Thief {
+    async fn txn(&self, txn: Txn) -> Result<Outcome> {
+        let now = txn
+            .writes
+            .iter()
+            .any(|w| w.key().text().contains("/mark/children/"));
+        let key = THIEF.into();
+        if now && self.unharmed.get(&key).await?.is_none() {
+            let alias = pb::etcd::AliasInfo {
+                alias_name: "stolen".into(),
+                collection_id: 1,
+                db_id: 1,
+                ..Default::default()
+            };
+            lab::put(&*self.unharmed, &key, alias.encode_to_vec()).await;
+        }
+        self.inner.txn(txn).await
+    }
+
+    fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+
+    async fn compact(&self, rev: MetaRev) -> Result<()> {
+        self.inner.compact(rev).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<i64> {
+        self.inner.grant(ttl).await
+    }
+
+    async fn keep_alive(&self, lease: i64) -> Result<()> {
+        self.inner.keep_alive(lease).await
+    }
+
+    async fn revoke(&self, lease: i64) -> Result<()> {
+        self.inner.revoke(lease).await
+    }
+}
+
+/// A big one, killed after half of its copies.
+#[tokio::test(start_paused = true)]
+async fn a_killed_restore_copies_almost_nothing_twice() {
+    let fresh = async || {
+        let world = lab_world().await;
+        let (db, of) = collection(&*world.meta, SOURCE).await;
+        let made = make(
+            &world,
+            db,
+            of,
+            470_660_334_431_990_001,
+            "nightly",
+            usize::MAX,
+        )
+        .await;
+        (world, made)
+    };
+    let copies = |faults: &Faults| -> Vec<usize> {
+        let ops = faults.ops();
+        (0..ops.len())
+            .filter(|i| ops[*i].what.starts_with("copy"))
+            .collect()
+    };
+    let (world, made) = fresh().await;
+    let whole = Faults::none();
+    operate(&world.open(&whole, ROOT), 1, intent(made.id, "copied"))
+        .await
+        .unwrap();
+    let plain = copies(&whole);
+    assert!(plain.len() > 50, "{} copies", plain.len());
+
+    let (world, made) = fresh().await;
+    let faults = Faults::at(plain[plain.len() / 2], Mode::CrashAfter);
+    let stores = world.open(&faults, ROOT);
+    tokio::select! {
+        biased;
+        () = faults.crashed() => {}
+        ended = operate(&stores, 1, intent(made.id, "copied")) => panic!("not killed: {ended:?}"),
+    }
+    drop(stores);
+    world.bury().await;
+    let again = Faults::none();
+    let info = operate(&world.open(&again, ROOT), 2, intent(made.id, "copied"))
+        .await
+        .unwrap();
+    assert_eq!(
+        info.state,
+        JobState::Verified,
+        "{:?} {:?}",
+        info.error,
+        info.notes
+    );
+    let recovered = info.recovered.clone().unwrap_or_default();
+    assert!(recovered.starts_with("resumed"), "{recovered}");
+    same(&world, &made, "copied", "after the kill").await;
+    let twice = copies(&faults).len() + copies(&again).len() - plain.len();
+    println!(
+        "{twice} of {} files copied twice after kill -9",
+        plain.len()
+    );
+    assert!(
+        twice * 100 < plain.len(),
+        "{twice} of {} files copied twice",
+        plain.len()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_missing_object_is_named_and_nothing_begins() {
+    let (world, made) = small_world().await;
+    let all_paths: Vec<String> = made.segments[0]
+        .binlogs
+        .iter()
+        .chain(&made.segments[0].deltalogs)
+        .flat_map(|f| &f.binlogs)
+        .map(|b| b.log_path.clone())
+        .chain(
+            made.segments[0]
+                .index_files
+                .iter()
+                .flat_map(|f| f.index_file_paths.clone()),
+        )
+        .collect();
+    let gone: Vec<&String> = vec![
+        &all_paths[0],
+        &all_paths[all_paths.len() / 2],
+        &all_paths[all_paths.len() - 1],
+    ];
+    for key in &gone {
+        world
+            .objects
+            .delete(&Path::parse(key.as_str()).unwrap())
+            .await
+            .unwrap();
+    }
+    let before = picture(&world).await;
+    let plan = plan(&world, intent(made.id, "never")).await;
+    assert!(!plan.applicable());
+    let failures: Vec<String> = plan.failures().filter_map(|c| c.failed.clone()).collect();
+    for key in &gone {
+        assert!(
+            failures.iter().any(|f| f.contains(key.as_str())),
+            "{key} in {failures:?}"
+        );
+    }
+    assert_eq!(failures.len(), gone.len() + 1, "{failures:?}");
+    let stores = world.open(&Faults::none(), ROOT);
+    let refused = operate(&stores, 1, intent(made.id, "never"))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
+    assert_eq!(picture(&world).await, before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plan_refuses_what_cannot_be_restored() {
+    let failing =
+        async |world: &World, database: &str, name: &str, snapshot: SnapshotId| -> Vec<String> {
+            let intent = Intent::Restore {
+                snapshot,
+                database: database.into(),
+                collection: name.into(),
+            };
+            let plan = plan(world, intent).await;
+            plan.failures()
+                .map(|c| format!("{}: {}", c.name, c.failed.clone().unwrap()))
+                .collect()
+        };
+    let (world, made) = small_world().await;
+    let id = made.id;
+    assert_eq!(
+        failing(&world, "default", "fresh", id).await,
+        Vec::<String>::new()
+    );
+    let found = failing(&world, "default", SOURCE, id).await;
+    assert!(
+        found.len() == 1 && found[0].starts_with("target name is free"),
+        "{found:?}"
+    );
+    let found = failing(&world, "nowhere", "fresh", id).await;
+    assert!(
+        found
+            .iter()
+            .any(|f| f.starts_with("target database exists")),
+        "{found:?}"
+    );
+    let found = failing(&world, "default", "1bad name", id).await;
+    assert!(
+        found
+            .iter()
+            .any(|f| f.starts_with("target name is well formed")),
+        "{found:?}"
+    );
+    let found = failing(&world, "default", "fresh", SnapshotId(5)).await;
+    assert!(
+        found.iter().any(|f| f.starts_with("snapshot exists")),
+        "{found:?}"
+    );
+    // An alias is a name too.
+    let aliases = family::<pb::etcd::AliasInfo>(&*world.meta, Family::Alias).await;
+    let (Key::Alias(_, alias), _) = aliases
+        .iter()
+        .find(|(k, _)| matches!(k, Key::Alias(DbId(1), _)))
+        .unwrap()
+    else {
+        panic!("an alias in the default database")
+    };
+    let found = failing(&world, "default", alias, id).await;
+    assert!(
+        found.iter().any(|f| f.starts_with("target name is free")),
+        "{found:?}"
+    );
+    // A streaming service owns the channels of this cluster.
+    lab::put(
+        &*world.meta,
+        &"by-dev/meta/streamingcoord-meta/version".into(),
+        vec![8, 1],
+    )
+    .await;
+    let found = failing(&world, "default", "fresh", id).await;
+    assert!(
+        found.len() == 1 && found[0].starts_with("no streaming service"),
+        "{found:?}"
+    );
+    // Pending and deleting snapshots are not sources.
+    for (state, word) in [(1, "being created"), (3, "being dropped")] {
+        let (world, made) = small_world().await;
+        let kv = world.meta.get(&made.key).await.unwrap().unwrap();
+        let mut record = pb::data::SnapshotInfo::decode(kv.value).unwrap();
+        record.state = state;
+        lab::put(&*world.meta, &made.key, record.encode_to_vec()).await;
+        let found = failing(&world, "default", "fresh", made.id).await;
+        assert!(found.len() == 1 && found[0].contains(word), "{found:?}");
+    }
+    // A cut manifest is an error that names the file.
+    let (world, made) = small_world().await;
+    let key = made.metadata.manifest_list[0].clone();
+    let bytes = objects(&*world.objects).await[&key].clone();
+    lab::put_object(
+        &world,
+        &key.as_str().into(),
+        bytes[..bytes.len() - 1].to_vec(),
+    )
+    .await;
+    let found = failing(&world, "default", "fresh", made.id).await;
+    assert!(found.len() == 1 && found[0].contains(&key), "{found:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_restores_into_one_name_do_not_meet() {
+    let (world, made) = small_world().await;
+    let stores = world.open(&Faults::none(), ROOT);
+    let runner = runner(&stores, 1);
+    let first = runner
+        .plan(intent(made.id, "one"), Arc::default())
+        .await
+        .unwrap();
+    let job = runner.apply(&first.hash, "").await.unwrap();
+    let second = runner
+        .plan(intent(made.id, "one"), Arc::default())
+        .await
+        .unwrap();
+    assert!(
+        second
+            .failures()
+            .any(|c| c.name == "no other job is in the way"),
+        "{:?}",
+        second.checks
+    );
+    // Side by side into two names is fine.
+    let other = runner
+        .plan(intent(made.id, "two"), Arc::default())
+        .await
+        .unwrap();
+    let beside = runner.apply(&other.hash, "").await.unwrap();
+    assert_eq!(runner.ended(job).await.unwrap().state, JobState::Verified);
+    assert_eq!(
+        runner.ended(beside).await.unwrap().state,
+        JobState::Verified
+    );
+    let third = runner
+        .plan(intent(made.id, "one"), Arc::default())
+        .await
+        .unwrap();
+    assert!(third.failures().any(|c| c.name == "target name is free"));
+    runner.stop().await;
+    unpinned(&world, &made, "both released").await;
+    let _ = NOW;
+}
