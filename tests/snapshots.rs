@@ -723,3 +723,48 @@ async fn a_live_coordinator_refuses_the_plan() {
     );
     runner.stop().await;
 }
+
+/// The same on what people run: real etcd, both versions, and a real S3 server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_real_etcd_and_a_real_s3_server() {
+    use falconer::engine::clock::SystemClock;
+    use falconer::engine::meta::etcd::{EtcdProfile, EtcdStore};
+    use support::servers::{Etcd, EtcdVersion};
+
+    let s3 = support::s3::shared();
+    for version in EtcdVersion::ALL {
+        let etcd = Etcd::start(version);
+        etcd.load(&support::lab::etcd_without_sessions()).await;
+        let profile = EtcdProfile::plain([etcd.endpoint()]);
+        let meta = EtcdStore::connect(&profile, Arc::new(SystemClock::new()))
+            .await
+            .unwrap();
+        let bucket = format!("snapshots-{version:?}").to_lowercase();
+        s3.create_bucket(&bucket);
+        let objects = support::lab::objects().iter().cloned();
+        s3.upload(&bucket, objects).await;
+        let world = World::new(Arc::new(meta), Arc::new(s3.bucket(&bucket)), NOW);
+        let stores = world.open(&Faults::none(), "files");
+        let before = everything(&world.objects).await;
+        let runner = runner(&stores);
+        for c in collections() {
+            let info = run(&runner, create(c, "nightly")).await.unwrap();
+            let said = format!("{c}: {:?} {:?}", info.error, info.notes);
+            assert_eq!(info.state, JobState::Verified, "{said}");
+        }
+        let records: Vec<(Key, SnapshotInfo)> = values(&*stores.meta, Family::Snapshot).await;
+        assert_eq!(records.len(), 8);
+        let mut inside = 0;
+        for (_, record) in records {
+            inside += read_back(&stores, &record).await.segments.len();
+            let snapshot = SnapshotId(record.id);
+            let info = run(&runner, Intent::DropSnapshot { snapshot })
+                .await
+                .unwrap();
+            assert_eq!(info.state, JobState::Verified, "{:?}", info.error);
+        }
+        assert!(inside > 10, "{inside}");
+        assert_eq!(everything(&world.objects).await, before);
+        runner.stop().await;
+    }
+}

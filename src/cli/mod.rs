@@ -347,7 +347,12 @@ pub fn run_offline(
 pub async fn run(command: Command, handle: Handle, out: &mut (dyn Write + Send)) -> Result<u8> {
     let mut handle = handle;
     ready(&mut handle).await?;
-    if let Some(why) = handle.place.read_only.as_deref().filter(|_| writes(&command)) {
+    if let Some(why) = handle
+        .place
+        .read_only
+        .as_deref()
+        .filter(|_| writes(&command))
+    {
         return Err(Error::new(
             ErrorKind::Fenced,
             format!("nothing can be written to {}: {why}", handle.place.meta),
@@ -433,7 +438,9 @@ async fn journal(handle: &mut Handle) {
             let _ = writeln!(
                 std::io::stderr(),
                 "falconer: job {} is not finished and goes on while this process lives: {} ({}); follow it with `falconer restore watch {0}`",
-                job.id, job.title, job.step
+                job.id,
+                job.title,
+                job.step
             );
         }
     }

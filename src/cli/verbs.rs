@@ -220,10 +220,19 @@ pub async fn restore(
                 });
                 let mut foreign = resource::ids(view, Kind::Tasks, &Scope::default());
                 foreign.retain(|row| match row {
-                    RowId::Task(key) => view.catalog.tasks.get(key).is_some_and(|t| t.kind == "copy-segment-job"),
+                    RowId::Task(key) => view
+                        .catalog
+                        .tasks
+                        .get(key)
+                        .is_some_and(|t| t.kind == "copy-segment-job"),
                     _ => false,
                 });
-                output::kinds(out, view, [(Kind::Jobs, ours), (Kind::Tasks, foreign)], format.output)
+                output::kinds(
+                    out,
+                    view,
+                    [(Kind::Jobs, ours), (Kind::Tasks, foreign)],
+                    format.output,
+                )
             })?;
             Ok(0)
         }

@@ -31,6 +31,8 @@ use scene::{EXTRA, Scene};
 
 /// Objects written in one step.
 const SLICE: usize = 64;
+/// Of them at once.
+const AT_ONCE: usize = 16;
 /// How long the restore should take to look at.
 const RESTORE_SECS: u64 = 180;
 /// Database and name that it restores into.
@@ -115,13 +117,22 @@ impl Demo {
         let scene = scene(cx, &state)?;
         let bytes: u64 = scene.objects.iter().map(|(_, b)| b.len() as u64).sum();
         cx.progress().totals(0, scene.objects.len() as u64, bytes);
-        for (key, bytes) in scene.objects.iter().skip(state.objects).take(SLICE) {
-            cx.check_cancel()?;
-            cx.put_object(key, bytes.clone()).await?;
-            cx.progress().file(bytes.len() as u64);
+        cx.check_cancel()?;
+        let all = scene.objects.len();
+        let slice = scene.objects.into_iter().skip(state.objects).take(SLICE);
+        let mut puts = futures::stream::iter(slice)
+            .map(|(key, bytes)| async move {
+                cx.put_object(&key, bytes.clone()).await?;
+                cx.progress().file(bytes.len() as u64);
+                Ok::<_, Error>(())
+            })
+            .buffer_unordered(AT_ONCE);
+        while let Some(put) = puts.next().await {
+            put?;
         }
-        state.objects = scene.objects.len().min(state.objects + SLICE);
-        let done = state.objects == scene.objects.len();
+        drop(puts);
+        state.objects = all.min(state.objects + SLICE);
+        let done = state.objects == all;
         let next = if done { Step::Children } else { Step::Objects };
         Ok(Next::Step(state.to(next)))
     }
@@ -262,7 +273,7 @@ impl Job for Demo {
         let page = cx.meta.range(&Span::prefix(&root), opts).await?;
         let found = page.kvs.first().map(|kv| {
             format!(
-                "key {} exists: the demo is only built into an empty store; give it one of its own with --embedded FILE",
+                "key {} exists: the demo is only built into an empty store; give it a folder of its own with --data-dir",
                 kv.key
             )
         });

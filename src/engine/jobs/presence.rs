@@ -46,7 +46,9 @@ impl Presence {
             .collect();
         text.push_str(&named.join(", "));
         if self.missing.len() > NAMED {
-            text.push_str(&format!(" and {} more", self.missing.len() - NAMED));
+            use std::fmt::Write as _;
+            // Writing to a String cannot fail.
+            let _ = write!(text, " and {} more", self.missing.len() - NAMED);
         }
         Some(text)
     }

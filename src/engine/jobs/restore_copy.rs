@@ -113,7 +113,10 @@ pub(super) async fn progress(cx: &JobCx, mut state: State, loaded: &Loaded) -> R
 
 /// Where the new channels begin: the newest position known on the same physical channel, which no message of the new
 /// collection can precede. Without one, the boundary of the snapshot.
-pub(super) async fn starts(reads: &Reads<'_>, source: &Source) -> Result<BTreeMap<String, WalStart>> {
+pub(super) async fn starts(
+    reads: &Reads<'_>,
+    source: &Source,
+) -> Result<BTreeMap<String, WalStart>> {
     let mut best: BTreeMap<String, (u64, WalStart)> = BTreeMap::new();
     let mut offer = |name: &str, position: &pb::msg::MsgPosition| {
         let at = Tso(position.timestamp);

@@ -228,7 +228,7 @@ pub fn prefixes<'a>(
         .map(|key| {
             let parts: Vec<&str> = key.0.split('/').collect();
             let depth = match ObjPath::parse(root, &key.0).known() {
-                // {kind}/{c}/{p}/{s}
+                // {kind}/{c}/{p}/{s}; insert_log/{c}/{p}/lobs is as deep
                 Some(
                     ObjPath::InsertLog(..)
                     | ObjPath::StatsLog(..)
@@ -238,7 +238,8 @@ pub fn prefixes<'a>(
                     | ObjPath::SegmentData(..)
                     | ObjPath::SegmentDelta(..)
                     | ObjPath::SegmentStats(..)
-                    | ObjPath::SegmentIndex(..),
+                    | ObjPath::SegmentIndex(..)
+                    | ObjPath::Lob(..),
                 ) => 4,
                 // {kind}/{b}, or index_v1/{c}
                 Some(
@@ -247,9 +248,8 @@ pub fn prefixes<'a>(
                     | ObjPath::TextLog(_)
                     | ObjPath::JsonKeyIndex(_),
                 ) => 2,
-                // json_stats/{format}/{b}; insert_log/{c}/{p}/lobs
+                // json_stats/{format}/{b}
                 Some(ObjPath::JsonStats(..)) => 3,
-                Some(ObjPath::Lob(..)) => 4,
                 _ => return parent(&key.0),
             };
             let below_root = if root.is_empty() {

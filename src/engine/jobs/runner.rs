@@ -172,7 +172,7 @@ impl RunnerHandle {
                 .fix(format!("type {want:?} exactly")));
         }
         let job = if let Intent::CancelJob { job } = plan.intent {
-            self.cancel(job).await?;
+            self.cancel(job)?;
             job
         } else {
             inner.clone().begin(&plan, None).await?
@@ -182,7 +182,7 @@ impl RunnerHandle {
     }
 
     /// Asks a job to stop and to take back what it did.
-    pub async fn cancel(&self, job: JobId) -> Result<()> {
+    pub fn cancel(&self, job: JobId) -> Result<()> {
         let record = self.inner.board.get(job).ok_or_else(|| not_found(job))?;
         if record.state.ended() || record.state == JobState::Completed {
             return Err(Error::new(
@@ -306,7 +306,7 @@ impl Inner {
             }
         };
         let job = record.id;
-        self.clone().launch(record)?;
+        self.clone().launch(&record)?;
         drop(gate);
         Ok(job)
     }
@@ -400,7 +400,7 @@ impl Inner {
     }
 
     /// Spawns the driver. The gate is held by the caller.
-    fn launch(self: Arc<Self>, record: JobRecord) -> Result<()> {
+    fn launch(self: Arc<Self>, record: &JobRecord) -> Result<()> {
         let running = Running {
             dials: Arc::new(Dials::new(
                 self.executor.clock().clone(),
@@ -421,10 +421,10 @@ impl Inner {
         };
         self.board.set(record.clone());
         self.board.start(record.id, running);
-        let stop = self.stop.clone();
+        let (stop, job) = (self.stop.clone(), record.id);
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             driver.run().await;
-            self.done(record.id).await;
+            self.done(job).await;
         }));
         Ok(())
     }
@@ -586,7 +586,7 @@ impl Inner {
                     "{word}: the process that ran it ({}) ended at: {}",
                     record.actor, record.step
                 ));
-                if let Err(e) = self.clone().launch(record.clone()) {
+                if let Err(e) = self.clone().launch(&record) {
                     record.error = Some(e.to_string());
                     record.state = JobState::Failed;
                     record.ended = Some(clock.now());

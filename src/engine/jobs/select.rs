@@ -117,27 +117,19 @@ pub fn select(source: &Source, root: &str) -> Result<Selection> {
         beyond: Vec::new(),
     };
     for (id, segment) in &source.segments {
-        match verdict(source, segment, &seeks)? {
-            Some(why) => out.outside.push((*id, segment.num_of_rows, why.to_owned())),
-            None => {
-                let seek = seeks
-                    .get(segment.insert_channel.as_str())
-                    .copied()
-                    .unwrap_or(0);
-                let last = segment.dml_position.as_ref().map_or(0, |p| p.timestamp);
-                let logged = segment
-                    .binlogs
-                    .iter()
-                    .flat_map(|f| &f.binlogs)
-                    .map(|b| b.timestamp_to)
-                    .max()
-                    .unwrap_or(0);
-                if last.max(logged) > seek {
-                    out.beyond.push(*id);
-                }
-                out.segments.push(describe(source, segment, root)?);
-            }
+        if let Some(why) = verdict(source, segment, &seeks)? {
+            out.outside.push((*id, segment.num_of_rows, why.to_owned()));
+            continue;
         }
+        let channel = segment.insert_channel.as_str();
+        let seek = seeks.get(channel).copied().unwrap_or(0);
+        let last = segment.dml_position.as_ref().map_or(0, |p| p.timestamp);
+        let logs = segment.binlogs.iter().flat_map(|f| &f.binlogs);
+        let logged = logs.map(|b| b.timestamp_to).max().unwrap_or(0);
+        if last.max(logged) > seek {
+            out.beyond.push(*id);
+        }
+        out.segments.push(describe(source, segment, root)?);
     }
     Ok(out)
 }

@@ -34,7 +34,7 @@ const NAME_BYTES: usize = 255;
 /// `dataCoord.snapshot` limit of compaction protection, seconds.
 const PROTECTION_MAX: u64 = 604_800;
 /// Milvus collects a PENDING record after an hour: a living creator says that it lives.
-const RENEW: Duration = Duration::from_secs(600);
+const RENEW: Duration = Duration::from_mins(10);
 /// Selections tried when the metadata moves under the job.
 const TURNS: u32 = 3;
 /// Segments named in a warning.

@@ -244,11 +244,11 @@ impl Reader<'_> {
     /// Joined as in `spec/layout.md` §2.4 rule 1.
     async fn schema(&self, info: &CollectionInfo, database: &str) -> Result<CollectionSchema> {
         let mut schema = info.schema.clone().unwrap_or_default();
-        let inline = !(schema.fields.is_empty() && schema.struct_array_fields.is_empty())
-            && !(info.partition_i_ds.is_empty()
-                && info.partition_names.is_empty()
-                && info.partition_created_timestamps.is_empty());
-        if !inline {
+        let no_fields = schema.fields.is_empty() && schema.struct_array_fields.is_empty();
+        let no_partitions = info.partition_i_ds.is_empty()
+            && info.partition_names.is_empty()
+            && info.partition_created_timestamps.is_empty();
+        if no_fields || no_partitions {
             schema.fields = self
                 .family::<FieldSchema>(Family::Field)
                 .await?

@@ -105,9 +105,7 @@ impl Executor {
                 .with("first id", range.first)
                 .fix("the allocator was set back, or that key is damaged: repair it first"));
             }
-            let txn = self
-                .window_txn(who, &key, kv.map(|kv| kv.mod_rev), end, range)
-                .await?;
+            let txn = self.window_txn(who, &key, kv.map(|kv| kv.mod_rev), end, range)?;
             match self.meta.txn(txn).await {
                 Ok(Outcome::Committed { .. }) => {
                     self.fence.prove();
@@ -136,7 +134,7 @@ impl Executor {
         }
     }
 
-    async fn window_txn(
+    fn window_txn(
         &self,
         who: &Who,
         key: &MetaKey,

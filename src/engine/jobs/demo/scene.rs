@@ -192,7 +192,11 @@ impl Painter<'_> {
 
     fn paint(&self, number: i64, key: &Key, value: Vec<u8>) -> Result<Vec<u8>> {
         if let Key::ChannelRemoval(channel) = key {
-            return Ok(if is_of(channel, GONE) { b"removed".to_vec() } else { value });
+            return Ok(if is_of(channel, GONE) {
+                b"removed".to_vec()
+            } else {
+                value
+            });
         }
         let mut patch = Patch::parse(&value)?;
         match key {

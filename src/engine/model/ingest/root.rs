@@ -6,7 +6,7 @@ use crate::engine::format::codec::{self, Decoded};
 use crate::engine::format::keys::Key;
 use crate::engine::format::{mask, pb};
 use crate::engine::ids::{
-    CollectionId, DbId, FieldId, FunctionId, MetaRev, PartitionId, Tso, VChannel,
+    CollectionId, DbId, FieldId, FunctionId, MetaRev, PartitionId, Tso, UnixNs, VChannel,
 };
 use crate::engine::meta::KeyValue;
 use crate::engine::model::catalog::{Catalog, Dirty};
@@ -120,7 +120,7 @@ impl Catalog {
                         id: *id,
                         name: info.name.into(),
                         state: names::database_state(info.state),
-                        created: Tso(info.created_time),
+                        created: database_time(info.created_time),
                         properties: pairs(info.properties),
                         rev,
                     }),
@@ -487,4 +487,14 @@ fn alias_place(key: &Key) -> Option<(DbId, Arc<str>, AliasLayout)> {
         Key::OldestAlias(name) => (DbId(0), name.as_str().into(), AliasLayout::Oldest),
         _ => return None,
     })
+}
+
+/// A database's creation: Unix nanoseconds, as the captured 2.3.5 writes it; other kinds of record have a TSO there. No TSO
+/// before the year 2100 reaches the smallest such number.
+fn database_time(raw: u64) -> Tso {
+    const SMALLEST_NS: u64 = 1_100_000_000_000_000_000;
+    match i64::try_from(raw) {
+        Ok(ns) if raw >= SMALLEST_NS => Tso::from_ms(UnixNs(ns).to_ms()),
+        _ => Tso(raw),
+    }
 }
