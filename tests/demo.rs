@@ -22,7 +22,7 @@ use falconer::engine::plan::{Intent, Plan};
 use falconer::engine::profile::{Access, MetaProfile, ObjectKind, ObjectProfile, Profile, Roots};
 use prost::Message;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 const HOUR: u64 = 3_600_000;
 
 /// A root, a sub path and an object root that are not those of the seed: nothing of it may shine through.
@@ -65,7 +65,7 @@ async fn open(dir: &Path) -> Handle {
 async fn patiently<T>(what: &str, doing: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, doing).await {
         Ok(done) => done,
-        Err(_) => panic!("not {what} within {PATIENCE:?}"),
+        Err(e) => panic!("not {what} within {PATIENCE:?}: {e}"),
     }
 }
 
