@@ -846,7 +846,7 @@ fn holds_say_who_and_until_when() {
         pinned: true,
         age_ms: 0,
     };
-    let world = facts(&[r], &[s], &[0; 3], &[10; 3], Some(0));
+    let world = facts(&[r], &[s], [0; 3], &[10; 3], Some(0));
     let holds = world.holds_segment(SegmentId(100));
     let reasons: BTreeSet<Reason> = holds.iter().map(|h| h.reason).collect();
     assert_eq!(
