@@ -283,7 +283,12 @@ pub async fn doctor(handle: &Handle, args: DoctorArgs, out: &mut (dyn Write + Se
             .is_some_and(|all| all.iter().any(|c| c["status"] == "fail")),
         _ => false,
     };
-    tree(reply, args.out.output, out)?;
+    match (&reply, args.out.output) {
+        (Reply::Tree(report), format @ (Format::Table | Format::Wide)) => {
+            output::doctor(out, report, format)?;
+        }
+        _ => tree(reply, args.out.output, out)?,
+    }
     Ok(if failed { 7 } else { 0 })
 }
 

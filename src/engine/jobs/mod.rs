@@ -11,6 +11,7 @@ pub mod gc_plan;
 pub mod gc_scan;
 mod locks;
 pub mod meter;
+pub mod planner;
 pub mod presence;
 pub mod registry;
 pub mod restore;

@@ -32,7 +32,7 @@ columns! { JOBS, job, JobInfo:
     state "STATE" State (10, 8) "Completed is not yet Verified" => |_, j| job_state(j.state);
     step "STEP" Text (30, 8) "Where it stands" => |_, j| text(j.step.clone());
     progress "DONE" Text (8, 5) "Steps, or bytes when they are known" => |_, j| text(percent(j));
-    bytes "BYTES" Bytes (10, 6) "Bytes done" => |_, j| Cell::Bytes(j.progress.bytes.0);
+    bytes "BYTES" Bytes (10, 6) "Bytes done" => |_, j| if j.progress.bytes == (0, 0) { Cell::None } else { Cell::Bytes(j.progress.bytes.0) };
     rate "RATE" Text (11, 6) "Bytes a second" => |_, j| if j.progress.rate > 0.0 && !j.state.ended() {
         text(format!("{}/s", crate::engine::model::text::bytes(j.progress.rate as u64)))
     } else { Cell::None };
