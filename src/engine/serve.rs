@@ -82,7 +82,7 @@ impl Server {
                 Ok(Reply::Accepted(job))
             }
             Request::Cancel(job) => {
-                self.runner()?.cancel(job).await?;
+                self.runner()?.cancel(job)?;
                 Ok(Reply::Done)
             }
             Request::Throttle(job, rate) => {
