@@ -34,7 +34,7 @@ use proptest::prelude::*;
 use prost::Message;
 use support::faults::{Faults, Stores, World, sweep};
 use support::snapshots::{
-    self as lab, Made, NOW, ROOT, all, collection, family, lab_world, make, objects, roots,
+    self as lab, Made, NOW, ROOT, Seed, all, collection, family, lab_world, make, objects, roots,
 };
 
 fn runner(stores: &Stores, seed: u64) -> RunnerHandle {
@@ -494,54 +494,52 @@ async fn orphans_are_reported_and_not_deleted() {
     assert!(after.len() <= before.len() + 2);
 }
 
-/// One collection with a few dropped segments, one of them in a snapshot.
-async fn small_world() -> (World, Made) {
-    static KEEP: tokio::sync::OnceCell<(DbId, CollectionId, Vec<String>)> =
-        tokio::sync::OnceCell::const_new();
-    let (db, of, builds) = KEEP
+/// Four segments: one dropped and in a snapshot, two dropped and held by nobody, one live. Made once, a world of its own for each of
+/// hundreds of runs.
+async fn small_world() -> (World, &'static Made) {
+    static SEED: tokio::sync::OnceCell<(Seed, Made)> = tokio::sync::OnceCell::const_new();
+    let (seed, made) = SEED
         .get_or_init(|| async {
-            let world = lab_world().await;
-            let (db, of) = collection(&*world.meta, "books").await;
-            let builds = family::<pb::index::SegmentIndex>(&*world.meta, Family::SegmentIndex)
+            let (flushed, compacted) = (lab::FLUSHED, lab::COMPACTED);
+            let all_four = [flushed[0], flushed[1], compacted[0], compacted[1]];
+            let seed = lab::small_seed(&all_four).await;
+            seed.prepare(async |world: &World| shape(world, flushed[0], compacted[1]).await)
                 .await
-                .into_iter()
-                .filter(|(_, r)| r.collection_id == of.0)
-                .map(|(_, r)| format!("/index_files/{}/", r.build_id))
-                .collect();
-            (db, of, builds)
         })
         .await;
-    let id = of.to_string();
-    let world = lab::world_of(
-        |key| key.contains(&id) || key.contains("/database/db-info/") || key.contains("by-dev/kv/"),
-        |key| key.contains(&format!("/{id}/")) || builds.iter().any(|b| key.contains(b.as_str())),
-    )
-    .await;
-    let made = make(&world, *db, *of, 470_660_334_431_990_001, "nightly", 1).await;
-    // Two segments beside the snapshot's are dropped; the others stay live.
-    let mut left = 2;
+    (seed.world(), made)
+}
+
+async fn shape(world: &World, held: i64, live: i64) -> Made {
+    let (db, of) = collection(&*world.meta, "metrics").await;
+    assert_eq!(of, lab::SMALL);
+    let made = make(world, db, of, 470_660_334_431_990_001, "nightly", 1).await;
+    assert_eq!(made.segments[0].segment_id, held);
+    let mut states = BTreeMap::new();
     for (key, value) in all(&*world.meta, &format!("by-dev/meta/datacoord-meta/s/{of}")).await {
         let mut info = pb::data::SegmentInfo::decode(value).unwrap();
-        let in_snapshot = info.id == made.segments[0].segment_id;
-        if info.state == 6 || (!in_snapshot && left == 0) {
-            continue;
+        if info.id == live {
+            info.state = 4;
+            info.dropped_at = 0;
+        } else {
+            info.state = 6;
+            info.dropped_at = ((NOW.0 - 4 * 3_600_000) * 1_000_000) as u64;
         }
-        left -= i32::from(!in_snapshot);
-        info.state = 6;
-        info.dropped_at = ((NOW.0 - 4 * 3_600_000) * 1_000_000) as u64;
+        states.insert(info.id, info.state);
         lab::put(&*world.meta, &key.as_str().into(), info.encode_to_vec()).await;
     }
+    assert_eq!(states.len(), 4, "{states:?}");
     for (key, _) in all(&*world.meta, "by-dev/meta/datacoord-meta/channel-removal").await {
         lab::put(&*world.meta, &key.as_str().into(), b"removed".to_vec()).await;
     }
-    (world, made)
+    made
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_pass_survives_every_fault() {
     let (world, made) = small_world().await;
     let start = objects(&*world.objects).await;
-    let held = named(&made, &start);
+    let held = named(made, &start);
     run(&world, pass()).await;
     let end = (
         all(&*world.meta, "by-dev/meta").await,
@@ -549,6 +547,12 @@ async fn a_pass_survives_every_fault() {
     );
     let gone = start.len() - end.1.len();
     assert!(gone > 10, "{gone} objects go in a pass");
+    let left = segments_of(&world, lab::SMALL).await;
+    assert_eq!(
+        left,
+        BTreeSet::from([lab::FLUSHED[0], lab::COMPACTED[1]]),
+        "the held one and the live one stay"
+    );
     let drive = async |stores: &Stores| {
         let info = operate(stores, pass()).await?;
         if info.state == JobState::Verified {
@@ -571,6 +575,7 @@ async fn a_pass_survives_every_fault() {
         assert!(now.keys().eq(end.1.keys()), "{label}: objects");
     };
     let runs = sweep(ROOT, async || small_world().await.0, drive, check).await;
+    println!("{runs} runs");
     assert!(runs > 100, "{runs}");
 }
 

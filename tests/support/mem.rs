@@ -12,11 +12,20 @@ use falconer::engine::meta::{
     WatchStream, Write,
 };
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct State {
     kvs: BTreeMap<MetaKey, KeyValue>,
     rev: i64,
     leases: Vec<i64>,
+}
+
+impl State {
+    fn any_in(&self, span: &Span) -> bool {
+        self.kvs
+            .range(MetaKey(span.start.clone())..)
+            .next()
+            .is_some_and(|(key, _)| span.contains(key))
+    }
 }
 
 pub struct MemStore {
@@ -29,6 +38,14 @@ impl MemStore {
         Self {
             state: Mutex::default(),
             limits,
+        }
+    }
+
+    /// A store of its own with the same keys: values are shared, so hundreds of runs can begin at one state.
+    pub fn fork(&self) -> Self {
+        Self {
+            state: Mutex::new(self.state.lock().unwrap().clone()),
+            limits: self.limits,
         }
     }
 }
@@ -45,7 +62,11 @@ impl MetaRead for MemStore {
     async fn range(&self, span: &Span, opts: RangeOpts) -> Result<Page> {
         let s = self.state.lock().unwrap();
         let limit = if opts.limit == 0 { 10_000 } else { opts.limit };
-        let mut all = s.kvs.values().filter(|kv| span.contains(&kv.key));
+        let mut all = s
+            .kvs
+            .range(MetaKey(span.start.clone())..)
+            .map(|(_, kv)| kv)
+            .take_while(|kv| span.contains(&kv.key));
         let kvs: Vec<KeyValue> = all.by_ref().take(limit).cloned().collect();
         Ok(Page {
             kvs,
@@ -92,8 +113,8 @@ impl MetaWrite for MemStore {
             Cond::Absent(k) => !s.kvs.contains_key(k),
             Cond::At(k, rev) => s.kvs.get(k).is_some_and(|kv| kv.mod_rev == *rev),
             Cond::ValueIs(k, v) => s.kvs.get(k).is_some_and(|kv| kv.value == *v),
-            Cond::NoneUnder(p) => !s.kvs.keys().any(|k| p.holds(k)),
-            Cond::NoneIn(span) => !s.kvs.keys().any(|k| span.contains(k)),
+            Cond::NoneUnder(p) => !s.any_in(&Span::prefix(p)),
+            Cond::NoneIn(span) => !s.any_in(span),
         });
         let rev = MetaRev(s.rev);
         if !holds {

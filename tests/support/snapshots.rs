@@ -22,6 +22,8 @@ use super::mem::MemStore;
 
 pub const NOW: UnixMs = UnixMs(1_790_000_000_000);
 pub const ROOT: &str = "files";
+/// The collection of [`small_seed`].
+pub const SMALL: CollectionId = CollectionId(470_660_334_431_903_094);
 pub const ETCD: Limits = Limits {
     ops: 128,
     bytes: 1_536 * 1024,
@@ -31,21 +33,85 @@ pub fn roots() -> Roots {
     Roots::default()
 }
 
-/// The cluster in memory, its coordinators gone.
+/// A state of both stores from which any number of worlds can begin, each of its own.
+pub struct Seed {
+    meta: MemStore,
+    objects: InMemory,
+}
+
+impl Seed {
+    /// A part of the captured cluster, its coordinators gone.
+    pub async fn of(keys: impl Fn(&str) -> bool, names: impl Fn(&str) -> bool) -> Self {
+        let seed = Self {
+            meta: MemStore::new(ETCD),
+            objects: InMemory::new(),
+        };
+        load_meta(&seed.meta, keys).await;
+        load_objects(&seed.objects, names).await;
+        seed
+    }
+
+    pub fn world(&self) -> World {
+        let (meta, objects) = (self.meta.fork(), self.objects.fork());
+        World::new(Arc::new(meta), Arc::new(objects), NOW)
+    }
+
+    /// Changes the state itself, before the first world begins.
+    pub async fn prepare<T>(self, change: impl AsyncFnOnce(&World) -> T) -> (Self, T) {
+        let (meta, objects) = (Arc::new(self.meta), Arc::new(self.objects));
+        let world = World::new(meta.clone(), objects.clone(), NOW);
+        let made = change(&world).await;
+        let (meta, objects) = (meta.fork(), objects.fork());
+        (Self { meta, objects }, made)
+    }
+}
+
+/// The whole cluster in memory, its coordinators gone.
 pub async fn lab_world() -> World {
-    world_of(|_| true, |_| true).await
+    static WHOLE: tokio::sync::OnceCell<Seed> = tokio::sync::OnceCell::const_new();
+    let seed = WHOLE.get_or_init(|| Seed::of(|_| true, |_| true)).await;
+    seed.world()
 }
 
-/// A part of it.
-pub async fn world_of(keys: impl Fn(&str) -> bool, names: impl Fn(&str) -> bool) -> World {
-    let meta: Arc<dyn MetaWrite> = Arc::new(MemStore::new(ETCD));
-    load_meta(&*meta, keys).await;
-    let objects: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-    load_objects(&*objects, names).await;
-    World::new(meta, objects, NOW)
+/// Segments of [`SMALL`] that are flushed: one on each of its two shards, each with deletes and index files.
+pub const FLUSHED: [i64; 2] = [470_660_334_431_703_183, 470_660_334_431_703_184];
+/// Two of those that were compacted into them.
+pub const COMPACTED: [i64; 2] = [470_660_334_431_903_102, 470_660_334_431_903_103];
+
+/// A small part of it that still has everything: these segments of [`SMALL`], and what every collection shares.
+pub async fn small_seed(segments: &[i64]) -> Seed {
+    let whole = lab_world().await;
+    let mine = |key: &Key| matches!(key, Key::Segment(c, ..) if *c == SMALL);
+    let others: Vec<String> = family::<pb::data::SegmentInfo>(&*whole.meta, Family::Segment)
+        .await
+        .into_iter()
+        .filter(|(key, info)| mine(key) && !segments.contains(&info.id))
+        .map(|(_, info)| format!("/{}", info.id))
+        .collect();
+    let rows: BTreeMap<String, i64> =
+        family::<pb::index::SegmentIndex>(&*whole.meta, Family::SegmentIndex)
+            .await
+            .into_iter()
+            .filter(|(_, r)| r.collection_id == SMALL.0)
+            .map(|(_, r)| (format!("/index_files/{}/", r.build_id), r.segment_id))
+            .collect();
+    let name = SMALL.to_string();
+    let shared = ["/database/db-info/", "/aliases/", "by-dev/kv/"];
+    let other = |key: &str| others.iter().any(|part| key.contains(part.as_str()));
+    Seed::of(
+        |key| (key.contains(&name) && !other(key)) || shared.iter().any(|part| key.contains(part)),
+        |key| {
+            let of_row = rows.iter().find(|(part, _)| key.contains(part.as_str()));
+            match of_row {
+                Some((_, segment)) => segments.contains(segment),
+                None => key.contains(&format!("/{name}/")) && !other(key),
+            }
+        },
+    )
+    .await
 }
 
-pub async fn load_meta(meta: &dyn MetaWrite, keep: impl Fn(&str) -> bool) {
+async fn load_meta(meta: &dyn MetaWrite, keep: impl Fn(&str) -> bool) {
     let mut keys = lab::etcd_without_sessions();
     keys.retain(|k| keep(&String::from_utf8_lossy(&k.key)));
     for chunk in keys.chunks(100) {
@@ -66,7 +132,7 @@ pub async fn load_meta(meta: &dyn MetaWrite, keep: impl Fn(&str) -> bool) {
     clippy::disallowed_methods,
     reason = "the hand that fills a bucket before the engine sees it"
 )]
-pub async fn load_objects(objects: &dyn ObjectStore, keep: impl Fn(&str) -> bool) {
+async fn load_objects(objects: &dyn ObjectStore, keep: impl Fn(&str) -> bool) {
     for (key, bytes) in lab::objects().iter().filter(|(key, _)| keep(key)) {
         objects
             .put(&Path::parse(key).unwrap(), bytes.clone().into())
