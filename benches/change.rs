@@ -182,7 +182,7 @@ async fn other_changes(mut kv: KvClient, stop: Arc<AtomicBool>) -> usize {
 
 /// `1,000,123`, as the list shows a count.
 fn grouped(n: u64) -> String {
-    falconer::ui::text::grouped(n as i64)
+    falconer::ui::text::grouped(n.cast_signed())
 }
 
 /// The console's loop on a thread of its own, as in the program, with the list of segments on screen.

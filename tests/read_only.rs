@@ -95,7 +95,7 @@ fn profile(file: PathBuf, objects: Option<ObjectProfile>) -> Profile {
 
 fn books(handle: &Handle) -> CollectionId {
     let catalog = handle.catalog.borrow();
-    let found = catalog.collections.values().find(|c| c.name == "books");
+    let found = catalog.collections.values().find(|c| &*c.name == "books");
     found.expect("books is in the capture").id
 }
 
