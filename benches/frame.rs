@@ -61,7 +61,7 @@ fn million() -> Catalog {
         batch.push(Event::Put(KeyValue {
             key: format!("{parent}/{new}").into(),
             value: value.into(),
-            mod_rev: MetaRev(rev + 1 + i as i64),
+            mod_rev: MetaRev(rev + 1 + i64::try_from(i).expect("a small number")),
             ..(*from).clone()
         }));
         if batch.len() == 10_000 {
@@ -108,7 +108,7 @@ fn main() {
     println!(
         "{} segments made in {:.1} s",
         catalog.segment_count(),
-        (clock.mono() - start).as_secs_f64()
+        (clock.mono().saturating_sub(start)).as_secs_f64()
     );
     let mut c = Console::empty((200, 60), DARK, place(None));
     c.feed(Msg::Catalog(Arc::clone(&catalog)));
@@ -134,7 +134,7 @@ fn main() {
             .expect("rows")
             .query
             .clone();
-        query.filter = filter.to_owned();
+        filter.clone_into(&mut query.filter);
         query.sort = sort;
         let times = (0..3)
             .map(|_| {
@@ -144,7 +144,7 @@ fn main() {
                     &query,
                     &AtomicBool::new(false),
                 ));
-                clock.mono() - from
+                clock.mono().saturating_sub(from)
             })
             .collect();
         report(&format!("off the draw path: {what}"), times);
@@ -168,7 +168,7 @@ fn scroll(c: &mut Console, clock: &dyn Clock) {
         terminal
             .draw(|f| frame::view(&c.app, f, NOW))
             .expect("drawn");
-        frames.push(clock.mono() - from);
+        frames.push(clock.mono().saturating_sub(from));
     }
     let times = report("frame (160×50 in memory)", frames);
     with_goal("frame of 160×50 cells while scrolling", times);
@@ -196,9 +196,9 @@ fn keys_to_bytes(c: &mut Console, clock: &dyn Clock) {
             .draw(|f| frame::view(&c.app, f, NOW))
             .expect("drawn");
         let drawn = clock.mono();
-        updates.push(updated - from);
-        frames.push(drawn - updated);
-        both.push(drawn - from);
+        updates.push(updated.saturating_sub(from));
+        frames.push(drawn.saturating_sub(updated));
+        both.push(drawn.saturating_sub(from));
     }
     report("update for a key", updates);
     report("frame (view, diff, escape codes)", frames);

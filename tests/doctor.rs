@@ -16,12 +16,14 @@ use falconer::engine::ids::{
     CollectionId, MetaKey, MetaRev, ObjectKey, SegmentId, SnapshotId, UnixMs,
 };
 use falconer::engine::meta::embedded::EmbeddedStore;
-use falconer::engine::meta::etcd::{EtcdProfile, EtcdStore};
+use falconer::engine::meta::etcd::EtcdStore;
 use falconer::engine::meta::{
     KeyValue, MetaRead, MetaStatus, MetaWrite, Page, RangeOpts, Span, Txn, WatchStream, Write,
 };
 use falconer::engine::objects::{ObjectRead, ObjectWrite, PutMode, open};
-use falconer::engine::profile::{ObjectKind, ObjectProfile, REQUEST_TIMEOUT, S3Profile};
+use falconer::engine::profile::{
+    EtcdProfile, ObjectKind, ObjectProfile, REQUEST_TIMEOUT, S3Profile,
+};
 use futures::future::BoxFuture;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use prost::Message as _;

@@ -728,7 +728,8 @@ async fn a_live_coordinator_refuses_the_plan() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_real_etcd_and_a_real_s3_server() {
     use falconer::engine::clock::SystemClock;
-    use falconer::engine::meta::etcd::{EtcdProfile, EtcdStore};
+    use falconer::engine::meta::etcd::EtcdStore;
+    use falconer::engine::profile::EtcdProfile;
     use support::servers::{Etcd, EtcdVersion};
 
     let s3 = support::s3::shared();
