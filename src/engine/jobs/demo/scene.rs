@@ -145,7 +145,7 @@ pub fn draw(seed: &Seed, ids: &IdMap, now: UnixMs, object_root: &str) -> Result<
         scene.objects.push(ids.object(key, bytes, object_root)?);
     }
     for (number, (key, value)) in (0..).zip(&seed.keys) {
-        if is_left_out(seed, key) {
+        if Painter::is_left_out(seed, key) {
             continue;
         }
         let value = match key.codec() {
@@ -173,21 +173,21 @@ pub fn draw(seed: &Seed, ids: &IdMap, now: UnixMs, object_root: &str) -> Result<
     Ok(scene)
 }
 
-/// The dropped collection has no record of its own any more, and a segment that is still being made no index.
-fn is_left_out(seed: &Seed, key: &Key) -> bool {
-    match key {
-        Key::Collection(_, c) | Key::Partition(c, _) | Key::Field(c, _) => c.0 == GONE,
-        Key::SegmentIndex(_, _, segment, _) => seed.keys.iter().any(|(k, _)| {
-            matches!(k, Key::Segment(_, _, s) if s == segment)
-                && matches!(role(k), Role::Sealed | Role::Flushing | Role::Importing)
-        }),
-        _ => false,
-    }
-}
-
 impl Painter<'_> {
     fn tso(&self, ago: i64) -> u64 {
         Tso::from_ms(UnixMs(self.now.0 - ago)).0
+    }
+
+    /// The dropped collection has no record of its own any more, and a segment that is still being made no index.
+    fn is_left_out(seed: &Seed, key: &Key) -> bool {
+        match key {
+            Key::Collection(_, c) | Key::Partition(c, _) | Key::Field(c, _) => c.0 == GONE,
+            Key::SegmentIndex(_, _, segment, _) => seed.keys.iter().any(|(k, _)| {
+                matches!(k, Key::Segment(_, _, s) if s == segment)
+                    && matches!(role(k), Role::Sealed | Role::Flushing | Role::Importing)
+            }),
+            _ => false,
+        }
     }
 
     fn paint(&self, number: i64, key: &Key, value: Vec<u8>) -> Result<Vec<u8>> {
