@@ -1,6 +1,7 @@
 //! What one garbage collection pass would take, and what keeps the rest: the executor's own verdicts without its last step.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use futures::TryStreamExt;
 use serde::Serialize;
@@ -29,6 +30,17 @@ pub enum Item {
     Snapshot(SnapshotId),
     /// A channel checkpoint.
     Checkpoint(VChannel),
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Segment(id) => write!(f, "segment {id}"),
+            Self::Build(id) => write!(f, "index build {id}"),
+            Self::Snapshot(id) => write!(f, "snapshot {id}"),
+            Self::Checkpoint(channel) => write!(f, "checkpoint of {channel}"),
+        }
+    }
 }
 
 impl Item {
@@ -179,7 +191,7 @@ pub async fn simulate(reads: &Reads<'_>, scan: &Scan, filter: &Filter) -> Result
     let mut snapshots: BTreeMap<SnapshotId, Rule> = BTreeMap::new();
     for item in items(scan, filter) {
         match item.verdict(scan) {
-            Verdict::Keep(holds) => out.keep(|| format!("{item:?}"), &holds, None),
+            Verdict::Keep(holds) => out.keep(|| item.to_string(), &holds, None),
             Verdict::Collect { rule } if filter.wants(rule) => {
                 if let Some(mine) = belongings(scan, &item) {
                     goes.extend(mine.objects.iter().map(|key| (key.clone(), rule)));
