@@ -443,7 +443,7 @@ impl Driver {
 }
 
 /// Whether the same step may be taken again: nothing happened, nobody knows, or history was compacted under a long read.
-fn again(e: &Error) -> bool {
+pub(super) fn again(e: &Error) -> bool {
     e.is_transient() || matches!(e.kind(), ErrorKind::OutcomeUnknown | ErrorKind::Compacted)
 }
 
