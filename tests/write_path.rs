@@ -47,6 +47,7 @@ fn who() -> Who {
     Who {
         job: JobId(7),
         plan: "p".into(),
+        epoch: None,
     }
 }
 

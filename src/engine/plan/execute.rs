@@ -69,6 +69,8 @@ pub struct Who {
     pub job: JobId,
     /// The plan that was confirmed.
     pub plan: String,
+    /// The epoch under which the job's state was read: nothing is written for it under another one. `None`: under any of ours.
+    pub epoch: Option<u64>,
 }
 
 /// Milvus itself never sends more operations into its root at once (`spec/layout.md` §0.6).
@@ -423,7 +425,7 @@ impl Executor {
         last: Option<&(MetaKey, MetaRev)>,
         head: MetaRev,
     ) -> Result<Txn> {
-        let mut conds = self.fence.conds()?;
+        let mut conds = self.fence.conds_at(who.epoch)?;
         conds.push(Cond::Absent(self.keys.mark(
             who.job,
             &change.name,
