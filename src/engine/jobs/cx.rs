@@ -208,6 +208,11 @@ impl JobCx {
         self.executor.commit(&self.who, &change).await
     }
 
+    /// The same for records that this job made itself and that nobody else writes: what they held is not kept.
+    pub async fn commit_own(&self, change: Change) -> Result<Committed> {
+        self.executor.commit_own(&self.who, &change).await
+    }
+
     /// Makes the object `key` consist of `bytes`.
     pub async fn put_object(&self, key: &ObjectKey, bytes: Bytes) -> Result<()> {
         self.bound()?;
