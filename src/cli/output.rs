@@ -396,7 +396,10 @@ pub fn job(out: &mut dyn Write, info: &JobInfo, format: Format) -> Result<()> {
 
 /// What the demo made, and three commands to go on with.
 pub fn built(out: &mut dyn Write, catalog: &Catalog, place: &Place) -> Result<()> {
-    let restoring = catalog.tasks.values().find(|t| t.kind == "copy-segment-job");
+    let restoring = catalog
+        .tasks
+        .values()
+        .find(|t| t.kind == "copy-segment-job");
     line(
         out,
         &format!(
@@ -410,11 +413,23 @@ pub fn built(out: &mut dyn Write, catalog: &Catalog, place: &Place) -> Result<()
         ),
     )?;
     line(out, "Look next, with the same flags:")?;
-    line(out, "  falconer                              the console; the restore goes on in it")?;
-    line(out, "  falconer get channels -s -lag         one lags, one is dropped")?;
-    line(out, "  falconer snapshot describe nightly    what a snapshot holds")?;
+    line(
+        out,
+        "  falconer                              the console; the restore goes on in it",
+    )?;
+    line(
+        out,
+        "  falconer get channels -s -lag         one lags, one is dropped",
+    )?;
+    line(
+        out,
+        "  falconer snapshot describe nightly    what a snapshot holds",
+    )?;
     if restoring.is_some() {
-        line(out, "A restore has begun. It stops with this process; the next start resumes it.")?;
+        line(
+            out,
+            "A restore has begun. It stops with this process; the next start resumes it.",
+        )?;
     }
     Ok(())
 }

@@ -48,7 +48,6 @@ impl Driver {
     pub async fn run(mut self) {
         self.running.dials.set_notes(self.record.notes.clone());
         self.running.dials.meter.resume(self.record.progress);
-        self.running.dials.set_throttle(self.record.rate);
         let cx = JobCx::new(
             self.executor.clone(),
             self.record.id,
