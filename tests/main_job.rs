@@ -382,14 +382,14 @@ fn named(made: &Made) -> BTreeSet<String> {
     out
 }
 
-/// Deletes, indexes, two shards, four partitions: what the story needs.
+/// Deletes, indexes, two shards, three partitions: what the story needs.
 fn interesting(made: &Made) {
     let deletes = made.segments.iter().filter(|s| !s.deltalogs.is_empty());
     let indexed = made.segments.iter().flat_map(|s| &s.index_files);
     assert!(deletes.count() > 0 && indexed.count() > 0);
     let description = made.metadata.collection.as_ref().unwrap();
     assert_eq!(description.num_shards, 2);
-    assert_eq!(description.partitions.len(), 4);
+    assert_eq!(description.partitions.len(), 3);
     let shards: BTreeSet<&str> = made
         .segments
         .iter()
