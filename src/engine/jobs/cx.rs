@@ -225,6 +225,11 @@ impl JobCx {
         self.executor.copy_object(from, to).await
     }
 
+    /// One try of [`Self::copy_object`], its size not looked at: the copy pool repeats, and the job's check lists.
+    pub async fn copy_once(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()> {
+        self.executor.copy_once(from, to).await
+    }
+
     /// Removes one object; `false` when it was not there.
     pub async fn delete_object(&self, key: &ObjectKey) -> Result<bool> {
         self.bound()?;

@@ -181,7 +181,7 @@ pub(super) struct Host<'a>(pub &'a JobCx);
 #[async_trait]
 impl CopyHost for Host<'_> {
     async fn copy(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()> {
-        self.0.copy_object(from, to).await.map(|_| ())
+        self.0.copy_once(from, to).await
     }
 
     async fn size(&self, key: &ObjectKey) -> Result<Option<u64>> {

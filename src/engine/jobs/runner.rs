@@ -396,6 +396,8 @@ impl Inner {
         if record.cancelled {
             running.cancel.cancel();
         }
+        // Before anybody can turn it: an order given right after `apply` must not be lost to the driver's start.
+        running.dials.set_throttle(record.rate);
         let driver = Driver {
             executor: self.executor.clone(),
             board: self.board.clone(),

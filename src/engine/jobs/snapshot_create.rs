@@ -24,6 +24,7 @@ use crate::engine::format::wire::Patch;
 use crate::engine::ids::{CollectionId, MetaKey, ObjectKey, SnapshotId, Tso, UnixMs};
 use crate::engine::meta::{Cond, Write};
 use crate::engine::model::jobs::JobKind;
+use crate::engine::model::text;
 use crate::engine::plan::execute::Change;
 use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan, hex};
 
@@ -230,7 +231,7 @@ impl Job for CreateSnapshot {
                 check(
                     "every referenced object is there",
                     found.complaint(),
-                    format!("{} objects, {bytes} bytes", wanted.len()),
+                    format!("{} objects, {}", wanted.len(), text::bytes(bytes)),
                 ),
             ],
             steps: vec![
@@ -635,10 +636,10 @@ async fn verify(cx: &JobCx, state: &State) -> Result<()> {
     let found = look(&cx.objects, cx.objects.root(), &wanted).await?;
     found.require()?;
     cx.note(format!(
-        "{} segments, {} objects, {} bytes, all there",
+        "{} segments, {} objects, {}, all there",
         snapshot.segments.len(),
         wanted.len(),
-        found.bytes()
+        text::bytes(found.bytes())
     ));
     Ok(())
 }
