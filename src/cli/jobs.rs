@@ -110,15 +110,12 @@ pub async fn apply_at(
         ));
     }
     let typed = confirm(&plan, args)?;
-    let job = match handle
-        .request(Request::Apply {
-            hash: plan.hash.clone(),
-            typed,
-        })
-        .await?
-    {
-        Reply::Accepted(job) => job,
-        _ => return Err(unexpected()),
+    let apply = Request::Apply {
+        hash: plan.hash.clone(),
+        typed,
+    };
+    let Reply::Accepted(job) = handle.request(apply).await? else {
+        return Err(unexpected());
     };
     if let Some(rate) = rate {
         hold(handle, job, rate).await?;
