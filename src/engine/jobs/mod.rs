@@ -10,6 +10,7 @@ mod drive;
 pub mod gc;
 pub mod gc_plan;
 pub mod gc_scan;
+pub mod identity;
 mod locks;
 pub mod meter;
 pub mod planner;
@@ -33,6 +34,7 @@ pub mod select;
 pub mod snapshot_create;
 pub mod snapshot_drop;
 pub mod source;
+pub mod standing;
 pub mod verify;
 
 use std::sync::Arc;
