@@ -550,7 +550,8 @@ async fn objects_survive_every_fault() {
 #[tokio::test(start_paused = true)]
 async fn a_change_of_twenty_thousand_new_keys_asks_for_none_of_them() {
     const N: usize = 20_000;
-    let store = falconer::engine::meta::embedded::EmbeddedStore::memory().unwrap();
+    let clock = support::faults::VirtualClock::at(NOW);
+    let store = falconer::engine::meta::embedded::EmbeddedStore::memory_with(clock).unwrap();
     let world = World::new(Arc::new(store), Arc::new(InMemory::new()), NOW);
     let key = |i: usize| MetaKey::from(format!("by-dev/meta/datacoord-meta/s/1/2/{i:05}x"));
     // Others lie between, more of them than a page.
