@@ -160,6 +160,12 @@ impl Driver {
         if self.record.error.is_none() {
             self.record.error = Some(why.to_string());
         }
+        // Taken up again and then taken back: what it came to is what has to be said.
+        if let Some(how) = &mut self.record.recovered
+            && let Some(rest) = how.strip_prefix("resumed: ")
+        {
+            *how = format!("undone: {rest}; it could not go on from there");
+        }
     }
 
     fn fail(&mut self, e: &Error, what: &str) {
