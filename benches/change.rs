@@ -95,7 +95,7 @@ async fn measure(etcd: &Etcd, target: &LabKey, place: &str) {
         .expect("the engine lives");
     let console = Console::open(&handle);
     let kv = etcd.client().await.kv_client();
-    let samples = sized(500, 20);
+    let samples = sized(300, 20);
 
     let alone = changes(&console, kv.clone(), target, samples, 1_000_000).await;
     report(&format!("change → cell, alone, {place}"), alone, QUIET);

@@ -618,7 +618,7 @@ async fn snapshots(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
             continue;
         };
         let reference = match info.state {
-            0 | 2 => reference(reads, &kv.value).await,
+            0 | 2 => reference(reads, &kv.value).await?,
             _ => Reference::NotLoaded,
         };
         if let Reference::Failed(why) = &reference {
@@ -653,12 +653,14 @@ async fn snapshots(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
 }
 
 /// Reads JSON and all manifests: ids alone would not protect the files of compaction descendants.
-async fn reference(reads: &Reads<'_>, record: &Bytes) -> Reference {
+///
+/// A store that does not answer is no verdict on a snapshot: that error ends the scan, which is taken again.
+async fn reference(reads: &Reads<'_>, record: &Bytes) -> Result<Reference> {
     let info = match pb::data::SnapshotInfo::decode(record.clone()) {
         Ok(info) => info,
-        Err(e) => return Reference::Failed(e.to_string()),
+        Err(e) => return Ok(Reference::Failed(e.to_string())),
     };
-    match reads.read_source(info).await {
+    Ok(match reads.read_source(info).await {
         Ok(source) => match super::restore_files::references(
             &source,
             reads.objects.root(),
@@ -667,6 +669,7 @@ async fn reference(reads: &Reads<'_>, record: &Bytes) -> Reference {
             Ok(refs) => Reference::Loaded(Arc::new(refs)),
             Err(e) => Reference::Failed(e.to_string()),
         },
+        Err(e) if e.is_transient() => return Err(e),
         Err(e) => Reference::Failed(e.to_string()),
-    }
+    })
 }

@@ -16,6 +16,7 @@ use crate::engine::ids::{
     CollectionId, DbId, KeyPrefix, MetaKey, MetaRev, ObjectKey, SnapshotId, UnixMs,
 };
 use crate::engine::meta::{RangeOpts, Span};
+use crate::engine::model::text;
 use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
 
 /// Missing objects named one by one in a plan; the rest is counted.
@@ -223,7 +224,7 @@ async fn contents(
                 let bytes: u64 = files.iter().map(|f| f.size).sum();
                 out.check(
                     "all objects are there",
-                    Ok(format!("{} objects, {bytes} bytes", files.len())),
+                    Ok(format!("{} objects, {}", files.len(), text::bytes(bytes))),
                 );
                 out.files = files;
             } else {
@@ -578,8 +579,9 @@ pub async fn plan(reads: &Reads<'_>, intent: &Intent) -> Result<Plan> {
             format!("take {ids} new ids from the cluster's allocator"),
             "record the job where Milvus's own tools see it".into(),
             format!(
-                "copy {} objects ({bytes} bytes) inside the store",
-                found.files.len()
+                "copy {} objects ({}) inside the store",
+                found.files.len(),
+                text::bytes(bytes)
             ),
             "list every copied object and compare its size".into(),
             format!(

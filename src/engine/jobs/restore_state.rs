@@ -83,6 +83,9 @@ pub struct State {
     pub round: u32,
     /// The collection's record is written.
     pub published: bool,
+    /// What an undo could not take back, in words.
+    #[serde(default)]
+    pub left: Vec<String>,
 }
 
 /// Ids taken, as journaled.
