@@ -65,7 +65,7 @@ impl Driver {
     pub async fn run(mut self) {
         self.running.dials.set_notes(self.record.notes.clone());
         self.running.dials.meter.resume(self.record.progress);
-        self.running.dials.set_throttle(self.record.rate);
+        let mut wait = Duration::from_millis(200);
         while !self.record.state.ended() {
             if !self.holds() && !self.regain().await {
                 return;
