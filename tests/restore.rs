@@ -287,6 +287,7 @@ async fn a_restore_that_fails_is_taken_back_through_every_fault() {
         stores.meta = Arc::new(Thief {
             inner: stores.meta.clone(),
             unharmed: victim.lock().unwrap().clone().unwrap(),
+            denied: None,
         });
         let info = operate(
             &stores,
@@ -312,6 +313,32 @@ async fn a_restore_that_fails_is_taken_back_through_every_fault() {
     assert!(runs > 100, "{runs}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_undo_that_cannot_take_one_thing_back_takes_the_others() {
+    let (world, made) = small_world().await;
+    let before = picture(&world).await;
+    let mut stores = world.open(&Faults::none(), ROOT);
+    stores.meta = Arc::new(Thief {
+        inner: stores.meta.clone(),
+        unharmed: world.meta.clone(),
+        denied: Some("/mark/unpin-"),
+    });
+    let info = operate(&stores, 1, intent(made.id, "stolen"))
+        .await
+        .unwrap();
+    assert_eq!(info.state, JobState::Failed);
+    assert!(info.error.as_ref().unwrap().contains("stolen"), "{info:?}");
+    let said = info.notes.join("\n");
+    assert!(
+        said.contains("left behind: pin ") && said.contains("no right to write this"),
+        "{said}"
+    );
+    assert_eq!(objects(&*world.objects).await, before.1);
+    let jobs = family::<pb::data::CopySegmentJob>(&*world.meta, Family::CopySegmentJob).await;
+    assert_eq!(jobs.len(), 1);
+    assert_eq!(jobs[0].1.state, 4, "nobody waits for it: Failed");
+}
+
 fn differ(after: &Picture, before: &Picture, label: &str) {
     for (now, then) in [(&after.0, &before.0), (&after.1, &before.1)] {
         let odd: BTreeSet<&String> = now
@@ -331,6 +358,8 @@ struct Thief {
     inner: Arc<dyn MetaWrite>,
     /// Behind the faults: the thief is not part of the run.
     unharmed: Arc<dyn MetaWrite>,
+    /// Changes whose marker says this are refused for good.
+    denied: Option<&'static str>,
 }
 
 #[async_trait]
@@ -351,10 +380,11 @@ impl MetaRead for Thief {
 #[async_trait]
 impl MetaWrite for Thief {
     async fn txn(&self, txn: Txn) -> Result<Outcome> {
-        let now = txn
-            .writes
-            .iter()
-            .any(|w| w.key().text().contains("/mark/children/"));
+        let says = |part: &str| txn.writes.iter().any(|w| w.key().text().contains(part));
+        if self.denied.is_some_and(says) {
+            return Err(Error::new(ErrorKind::Denied, "no right to write this"));
+        }
+        let now = says("/mark/children/");
         let key = THIEF.into();
         if now && self.unharmed.get(&key).await?.is_none() {
             let alias = pb::etcd::AliasInfo {
