@@ -627,6 +627,37 @@ async fn a_plan_refuses_what_cannot_be_restored() {
     assert!(found.len() == 1 && found[0].contains(&key), "{found:?}");
 }
 
+/// A newer Milvus wrote members that reading drops: in the schema they would be lost, elsewhere they are only named.
+#[tokio::test(start_paused = true)]
+async fn members_of_a_newer_milvus_are_not_lost_in_silence() {
+    let (world, made) = small_world().await;
+    let key = falconer::engine::format::snapshot::metadata_key(ROOT, made.of, made.id);
+    let bytes = objects(&*world.objects).await[&key.0].clone();
+    let whole: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    let planned = async |json: &serde_json::Value| {
+        lab::put_object(&world, &key, json.to_string().into_bytes()).await;
+        plan(&world, intent(made.id, "fresh")).await
+    };
+    let mut newer = whole.clone();
+    newer["later"] = true.into();
+    let found = planned(&newer).await;
+    assert_eq!(found.failures().count(), 0);
+    assert!(
+        found.warnings.iter().any(|w| w.ends_with(": later")),
+        "{:?}",
+        found.warnings
+    );
+    let mut newer = whole;
+    newer["collection"]["schema"]["fields"][0]["quantized"] = true.into();
+    newer["indexes"][0]["tier"] = 2.into();
+    let found = planned(&newer).await;
+    let failed: Vec<_> = found.failures().filter_map(|c| c.failed.clone()).collect();
+    assert_eq!(failed.len(), 1, "{failed:?}");
+    for name in ["collection.schema.fields[0].quantized", "indexes[0].tier"] {
+        assert!(failed[0].contains(name), "{failed:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn two_restores_into_one_name_do_not_meet() {
     let (world, made) = small_world().await;
