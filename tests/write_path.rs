@@ -51,6 +51,7 @@ fn who() -> Who {
     Who {
         job: JobId(7),
         plan: "p".into(),
+        epoch: None,
     }
 }
 

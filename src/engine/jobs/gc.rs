@@ -271,9 +271,7 @@ async fn collect(cx: &JobCx, found: &Scan, filter: &Filter, item: &Item) -> Resu
                 .iter()
                 .find(|key| !found.world.held_file(key).is_empty())
             {
-                cx.note(format!(
-                    "kept: {item:?}, because a snapshot refers to {key}"
-                ));
+                cx.note(format!("kept: {item}, because a snapshot refers to {key}"));
                 return Ok(Fate::Kept);
             }
             let Some(gone) = remove(cx, item, &objects).await? else {
@@ -415,7 +413,7 @@ async fn remove(cx: &JobCx, item: &Item, objects: &[ObjectKey]) -> Result<Option
                 return Err(e);
             }
             Err(e) => {
-                cx.note(format!("kept: {item:?}, because {e}"));
+                cx.note(format!("kept: {item}, because {e}"));
                 return Ok(None);
             }
         }

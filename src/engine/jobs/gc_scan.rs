@@ -7,6 +7,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::restore_source::Reads;
+use super::runner::records;
 use crate::engine::error::Result;
 use crate::engine::format::binlog;
 use crate::engine::format::codec::{Decoded, decode, is_tombstone};
@@ -570,13 +571,10 @@ async fn foreign_work(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
 async fn our_work(reads: &Reads<'_>, out: &mut Scan, me: Option<JobId>) -> Result<()> {
     let keys = Keys::new(reads.roots);
     let prefix = keys.jobs();
-    let page = reads
-        .meta
-        .range_all(&crate::engine::meta::Span::prefix(&prefix))
-        .await?;
-    for kv in page.kvs {
+    let (kvs, _) = records(reads.meta, &keys).await?;
+    for kv in kvs {
         let rest = &kv.key.0[prefix.bytes().len()..];
-        // Below a job's record are its marks and pre-images.
+        // What lies below a record that is gone.
         if rest.contains(&b'/') {
             continue;
         }
@@ -618,7 +616,7 @@ async fn snapshots(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
             continue;
         };
         let reference = match info.state {
-            0 | 2 => reference(reads, &kv.value).await,
+            0 | 2 => reference(reads, &kv.value).await?,
             _ => Reference::NotLoaded,
         };
         if let Reference::Failed(why) = &reference {
@@ -653,12 +651,14 @@ async fn snapshots(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
 }
 
 /// Reads JSON and all manifests: ids alone would not protect the files of compaction descendants.
-async fn reference(reads: &Reads<'_>, record: &Bytes) -> Reference {
+///
+/// A store that does not answer is no verdict on a snapshot: that error ends the scan, which is taken again.
+async fn reference(reads: &Reads<'_>, record: &Bytes) -> Result<Reference> {
     let info = match pb::data::SnapshotInfo::decode(record.clone()) {
         Ok(info) => info,
-        Err(e) => return Reference::Failed(e.to_string()),
+        Err(e) => return Ok(Reference::Failed(e.to_string())),
     };
-    match reads.read_source(info).await {
+    Ok(match reads.read_source(info).await {
         Ok(source) => match super::restore_files::references(
             &source,
             reads.objects.root(),
@@ -667,6 +667,7 @@ async fn reference(reads: &Reads<'_>, record: &Bytes) -> Reference {
             Ok(refs) => Reference::Loaded(Arc::new(refs)),
             Err(e) => Reference::Failed(e.to_string()),
         },
+        Err(e) if e.is_transient() => return Err(e),
         Err(e) => Reference::Failed(e.to_string()),
-    }
+    })
 }

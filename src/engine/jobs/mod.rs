@@ -31,6 +31,7 @@ pub mod runner;
 pub mod select;
 pub mod snapshot_create;
 pub mod snapshot_drop;
+mod snapshot_undo;
 pub mod source;
 pub mod verify;
 

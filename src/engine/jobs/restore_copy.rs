@@ -24,19 +24,35 @@ use crate::engine::plan::execute::Change;
 /// Longest that copied segments stay unrecorded, in ms.
 const TELL_MS: i64 = 60_000;
 
-/// Fills in sizes from listings of the source; every missing object is named (rule 10 of `spec/oncall.md` §7).
+/// Things named in one error; the number of the others follows.
+const NAMED: usize = 20;
+
+/// Some of them by name, the others as a number.
+pub(super) fn some<T: AsRef<str>>(all: &[T]) -> String {
+    let named: Vec<&str> = all.iter().take(NAMED).map(AsRef::as_ref).collect();
+    let more = all.len().saturating_sub(NAMED);
+    let rest = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!("{}{rest}", named.join(", "))
+}
+
+/// Fills in sizes from listings of the source; missing objects are named (rule 10 of `spec/oncall.md` §7).
 pub(super) async fn size_up(reads: &Reads<'_>, files: &mut [CopyFile]) -> Result<()> {
     let missing = restore_plan::sizes(reads, files).await?;
     if missing.is_empty() {
         return Ok(());
     }
     let names: Vec<&str> = missing.iter().map(|key| key.0.as_str()).collect();
+    // The plan lists them all; this goes into the journal.
     Err(Error::new(
         ErrorKind::NotFound,
         format!(
             "{} objects of the snapshot are missing: {}",
             names.len(),
-            restore_plan::some_of(&names)
+            some(&names)
         ),
     )
     .fix("bring them back from a backup of the bucket, or use another snapshot"))
@@ -183,7 +199,7 @@ pub(super) struct Host<'a>(pub &'a JobCx);
 #[async_trait]
 impl CopyHost for Host<'_> {
     async fn copy(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()> {
-        self.0.copy_object(from, to).await.map(|_| ())
+        self.0.copy_once(from, to).await
     }
 
     async fn size(&self, key: &ObjectKey) -> Result<Option<u64>> {

@@ -11,6 +11,7 @@ use futures::StreamExt;
 use futures::stream;
 use journal::Journal;
 pub use journal::look_on;
+pub(in crate::engine::jobs) use journal::records;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -279,8 +280,8 @@ impl Inner {
     async fn begin(self: Arc<Self>, plan: &Plan, rate: Option<u64>) -> Result<JobId> {
         let gate = self.gate.lock().await;
         let begun = self.record(plan, rate).await;
-        let record = match begun {
-            Ok(record) => record,
+        let (record, epoch) = match begun {
+            Ok(begun) => begun,
             Err(e) => {
                 if self.board.orphans().is_empty() && !self.board.any_running() {
                     self.executor.fence().release().await;
@@ -289,22 +290,24 @@ impl Inner {
             }
         };
         let job = record.id;
-        self.clone().launch(&record)?;
+        self.clone().launch(&record, epoch)?;
         drop(gate);
         Ok(job)
     }
 
-    async fn record(&self, plan: &Plan, rate: Option<u64>) -> Result<JobRecord> {
+    async fn record(&self, plan: &Plan, rate: Option<u64>) -> Result<(JobRecord, u64)> {
         let kind = kind_of(&plan.intent)
             .ok_or_else(|| Error::new(ErrorKind::Internal, "no job answers this intent"))?;
         let executor = &self.executor;
         executor.fence().acquire().await?;
+        let epoch = executor.fence().epoch().unwrap_or_default();
         executor.fence().check().await?;
         self.rests(plan).await?;
         let machine = self.registry.get(kind)?;
         let who = Who {
             job: JobId(0),
             plan: plan.hash.clone(),
+            epoch: None,
         };
         let id = JobId(executor.take_ids(&who, 1).await?.first);
         let now = executor.clock().now();
@@ -350,7 +353,7 @@ impl Inner {
                 }));
             }
         }
-        Ok(record)
+        Ok((record, epoch))
     }
 
     /// Refuses when a key that the plan rests on has moved.
@@ -382,8 +385,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Spawns the driver. The gate is held by the caller.
-    fn launch(self: Arc<Self>, record: &JobRecord) -> Result<()> {
+    /// Spawns the driver of a record read or written under `epoch`. The gate is held by the caller.
+    fn launch(self: Arc<Self>, record: &JobRecord, epoch: u64) -> Result<()> {
         let running = Running {
             dials: Arc::new(Dials::new(
                 self.executor.clock().clone(),
@@ -394,6 +397,8 @@ impl Inner {
         if record.cancelled {
             running.cancel.cancel();
         }
+        // Before anybody can turn it: an order given right after `apply` must not be lost to the driver's start.
+        running.dials.set_throttle(record.rate);
         let driver = Driver {
             executor: self.executor.clone(),
             board: self.board.clone(),
@@ -401,6 +406,8 @@ impl Inner {
             running: running.clone(),
             record: record.clone(),
             children: children::of(&self),
+            epoch,
+            back: None,
         };
         self.board.set(record.clone());
         self.board.start(record.id, running);
@@ -484,6 +491,7 @@ impl Inner {
                 let _ = self.journal.read().await;
                 continue;
             }
+            let epoch = self.executor.fence().epoch().unwrap_or_default();
             // What they did last may have come after our last look.
             if self.journal.read().await.is_err() {
                 drop(gate);
@@ -500,7 +508,7 @@ impl Inner {
                     "{word}: the process that ran it ({}) ended at: {}",
                     record.actor, record.step
                 ));
-                if let Err(e) = self.clone().launch(&record) {
+                if let Err(e) = self.clone().launch(&record, epoch) {
                     record.error = Some(e.to_string());
                     record.state = JobState::Failed;
                     record.ended = Some(clock.now());

@@ -69,6 +69,8 @@ pub struct Who {
     pub job: JobId,
     /// The plan that was confirmed.
     pub plan: String,
+    /// The epoch under which the job's state was read: nothing is written for it under another one. `None`: under any of ours.
+    pub epoch: Option<u64>,
 }
 
 /// What an [`Executor`] is made of.
@@ -302,7 +304,7 @@ impl Executor {
         head: MetaRev,
     ) -> Result<Txn> {
         let change = shape.change;
-        let mut conds = self.fence.conds()?;
+        let mut conds = self.fence.conds_at(who.epoch)?;
         conds.push(Cond::Absent(self.keys.mark(
             who.job,
             &change.name,

@@ -219,8 +219,20 @@ impl Fence {
 
     /// Conditions of every transaction into the Milvus root.
     pub fn conds(&self) -> Result<Vec<Cond>> {
+        self.conds_at(None)
+    }
+
+    /// As [`conds`](Self::conds), for one who rests on what was read under this epoch; `Fenced` when we hold another one by now.
+    pub fn conds_at(&self, epoch: Option<u64>) -> Result<Vec<Cond>> {
         let mut conds: Vec<Cond> = self.spans.iter().cloned().map(Cond::NoneIn).collect();
-        conds.extend(self.own_conds()?);
+        let own = self.own_conds()?;
+        if let Some(epoch) = epoch {
+            let mine = Cond::ValueIs(self.keys.epoch(), epoch.to_string().into());
+            if !own.contains(&mine) {
+                return Err(self.lost());
+            }
+        }
+        conds.extend(own);
         Ok(conds)
     }
 
