@@ -11,7 +11,7 @@ use async_trait::async_trait;
 
 use super::copy::{self, Done, Ran};
 use super::cx::JobCx;
-use super::restore_copy::{Host, digest, progress, size_up, some, standing, starts};
+use super::restore_copy::{Host, digest, progress, size_up, standing, starts};
 use super::restore_map::{Blueprint, Source, draw, ids_needed};
 use super::restore_names::name_is_free;
 use super::restore_pin::{HeldPin, gone, keep_pin, release_pin, set_pin};
@@ -222,12 +222,13 @@ impl Restore {
                 .filter(|(i, _)| !good.has(*i))
                 .map(|(_, f)| format!("{} ({:?} of {} bytes)", f.to, there.get(&f.to), f.size))
                 .collect();
+            let short: Vec<&str> = short.iter().map(String::as_str).collect();
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
                     "{} copied objects are missing or short: {}",
                     short.len(),
-                    some(&short)
+                    restore_plan::some_of(&short)
                 ),
             )
             .fix("check the object store's health"));

@@ -22,6 +22,8 @@ use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
 
 /// Missing objects named one by one in a plan; the rest is counted.
 const NAMED: usize = 1_000;
+/// Names in one error: it is journaled, and written into each watchable record.
+const IN_ERROR: usize = 100;
 /// Storage versions that can be copied: V1, V2, V3.
 const STORAGE: [i64; 3] = [0, 2, 3];
 
@@ -258,6 +260,18 @@ pub fn record_fits(segments: usize) -> Result<String> {
         ),
         "let Milvus compact the collection into fewer segments, and make a new snapshot",
     ))
+}
+
+/// Names for an error, which the job's record keeps: not more than it can hold.
+pub(super) fn some_of<T: AsRef<str>>(names: &[T]) -> String {
+    let more = names.len().saturating_sub(IN_ERROR);
+    let tail = if more > 0 {
+        format!(", and {more} more")
+    } else {
+        String::new()
+    };
+    let named: Vec<&str> = names.iter().take(IN_ERROR).map(AsRef::as_ref).collect();
+    format!("{}{tail}", named.join(", "))
 }
 
 /// One failed check for each missing object, so that all of them are named.
