@@ -8,6 +8,7 @@ use prost::Message;
 
 pub use super::belongings::{Belongings, Seen};
 use super::restore_source::Reads;
+use super::runner::records;
 use super::standing::Standing;
 use crate::engine::error::Result;
 use crate::engine::format::binlog;
@@ -558,10 +559,10 @@ async fn foreign_work(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
 async fn our_work(reads: &Reads<'_>, out: &mut Scan, me: Option<JobId>) -> Result<()> {
     let keys = Keys::new(reads.roots);
     let prefix = keys.jobs();
-    let page = reads.meta.range_all(&Span::prefix(&prefix)).await?;
-    for kv in page.kvs {
+    let (kvs, _) = records(reads.meta, &keys).await?;
+    for kv in kvs {
         let rest = &kv.key.0[prefix.bytes().len()..];
-        // Below a job's record are its marks and pre-images.
+        // What lies below a record that is gone.
         if rest.contains(&b'/') {
             continue;
         }

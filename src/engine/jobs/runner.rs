@@ -11,6 +11,7 @@ use futures::StreamExt;
 use futures::stream;
 use journal::Journal;
 pub use journal::look_on;
+pub(in crate::engine::jobs) use journal::records;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
