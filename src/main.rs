@@ -10,7 +10,7 @@ use falconer::config::{Config, Resolved, Surroundings};
 use falconer::engine::Engine;
 use falconer::engine::clock::{Clock, Entropy, SystemClock, SystemEntropy};
 use falconer::engine::error::{Error, ErrorKind, Result};
-use falconer::engine::profile::MetaProfile;
+use falconer::engine::profile::{Access, MetaProfile, Profile};
 use falconer::ui::Options;
 use falconer::ui::theme::{ColorFlag, LookFlags};
 
@@ -58,6 +58,9 @@ async fn run(cli: Cli) -> Result<u8> {
     for note in &resolved.notes {
         let _ = writeln!(std::io::stderr(), "falconer: {note}");
     }
+    if cli.command.as_ref().is_some_and(cli::Command::reads_only) && is_there(&resolved.profile) {
+        resolved.profile.access = Access::ReadOnly;
+    }
     let handle = Engine::open(resolved.profile.clone(), clock, entropy).await?;
     match cli.command {
         Some(command) => cli::run(command, handle, &mut std::io::stdout()).await,
@@ -87,6 +90,15 @@ async fn overlay(
             Ok(resolved)
         }
         Err(e) => Err(e),
+    }
+}
+
+/// An embedded store that has not been made yet cannot be opened to read: there, even a question makes it.
+fn is_there(profile: &Profile) -> bool {
+    match &profile.meta {
+        MetaProfile::Embedded { file } => file.exists(),
+        MetaProfile::Memory => false,
+        MetaProfile::Etcd(_) | MetaProfile::Dump { .. } => true,
     }
 }
 

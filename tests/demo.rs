@@ -22,7 +22,7 @@ use falconer::engine::plan::{Intent, Plan};
 use falconer::engine::profile::{Access, MetaProfile, ObjectKind, ObjectProfile, Profile, Roots};
 use prost::Message;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 const HOUR: u64 = 3_600_000;
 
 /// A root, a sub path and an object root that are not those of the seed: nothing of it may shine through.
@@ -58,10 +58,14 @@ async fn open(dir: &Path) -> Handle {
     handle
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test that hangs must end, in real time"
+)]
 async fn patiently<T>(what: &str, doing: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, doing).await {
         Ok(done) => done,
-        Err(_) => panic!("not {what} within {PATIENCE:?}"),
+        Err(e) => panic!("not {what} within {PATIENCE:?}: {e}"),
     }
 }
 
@@ -194,9 +198,12 @@ async fn every_screen_has_something_to_show() {
         if at.is_dropped() {
             dropped += 1;
             assert_eq!(channel.mark.as_deref(), Some("removed"));
-            let left = seen.segments().filter(|s| *s.channel == *channel.name.0);
-            assert!(left.clone().count() > 0, "segments are left behind");
-            assert!(left.clone().all(|s| s.state.name == "Dropped"));
+            let left: Vec<_> = seen
+                .segments()
+                .filter(|s| *s.channel == *channel.name.0)
+                .collect();
+            assert!(!left.is_empty(), "segments are left behind");
+            assert!(left.iter().all(|s| s.state.name == "Dropped"));
             continue;
         }
         let lag = now.since(at.time().expect("a time"));

@@ -1,5 +1,9 @@
 //! A console that stays open while the store under it dies and comes back: it says since when and why what it shows is old,
 //! it catches up by itself, it never shows a row that was not there, and it ends equal to a fresh listing.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "what another client does to the store is done past the engine"
+)]
 
 mod support;
 
@@ -14,7 +18,7 @@ use falconer::engine::handle::{Conn, Handle, Reply, Request};
 use falconer::engine::ids::{MetaKey, MetaRev};
 use falconer::engine::live::WINDOW;
 use falconer::engine::meta::MetaRead;
-use falconer::engine::meta::etcd::{self, EtcdStore};
+use falconer::engine::meta::etcd::EtcdStore;
 use falconer::engine::meta::{Event, RangeOpts, Span};
 use falconer::engine::model::catalog::Catalog;
 use falconer::engine::profile::{Access, EtcdProfile, MetaProfile, Profile, Roots};
@@ -44,6 +48,10 @@ async fn open(endpoint: String) -> Handle {
     .expect("the engine opens")
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test that hangs must end, in real time"
+)]
 async fn until(handle: &mut Handle, what: &str, holds: impl Fn(&Conn) -> bool) -> Conn {
     let waiting = async {
         loop {
@@ -54,12 +62,16 @@ async fn until(handle: &mut Handle, what: &str, holds: impl Fn(&Conn) -> bool) -
             handle.conn.changed().await.expect("the engine runs");
         }
     };
-    match tokio::time::timeout(Duration::from_secs(60), waiting).await {
+    match tokio::time::timeout(Duration::from_mins(1), waiting).await {
         Ok(conn) => conn,
-        Err(_) => panic!("not {what} within a minute: {:?}", handle.conn.borrow()),
+        Err(e) => panic!("not {what}: {e}: {:?}", handle.conn.borrow()),
     }
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a test that hangs must end, in real time"
+)]
 async fn until_rev(handle: &mut Handle, rev: i64) -> Arc<Catalog> {
     let waiting = async {
         loop {
@@ -70,12 +82,9 @@ async fn until_rev(handle: &mut Handle, rev: i64) -> Arc<Catalog> {
             handle.catalog.changed().await.expect("the engine runs");
         }
     };
-    match tokio::time::timeout(Duration::from_secs(60), waiting).await {
+    match tokio::time::timeout(Duration::from_mins(1), waiting).await {
         Ok(catalog) => catalog,
-        Err(_) => panic!(
-            "not at revision {rev} within a minute: {:?}",
-            handle.conn.borrow()
-        ),
+        Err(e) => panic!("not at revision {rev}: {e}: {:?}", handle.conn.borrow()),
     }
 }
 
@@ -116,7 +125,7 @@ impl Witness {
 }
 
 async fn fresh(endpoint: &str) -> (Catalog, EtcdStore) {
-    let profile = etcd::EtcdProfile::plain([endpoint]);
+    let profile = EtcdProfile::plain([endpoint]);
     let store = EtcdStore::connect(&profile, Arc::new(SystemClock::new()))
         .await
         .expect("etcd answers");

@@ -1,6 +1,7 @@
 //! Plan, confirm, apply, follow.
 
 use std::io::Write;
+use std::time::Duration;
 
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Handle, Reply, Request};
@@ -11,11 +12,16 @@ use crate::engine::plan::{Danger, Intent, Plan};
 
 use super::{ApplyArgs, Format, output};
 
+/// A dead process's lease has run out by then.
+const TAKEN_UP: Duration = Duration::from_secs(30);
+/// Between two questions.
+const AGAIN: Duration = Duration::from_millis(50);
+
 /// Makes a plan.
 pub async fn plan(handle: &Handle, intent: Intent) -> Result<std::sync::Arc<Plan>> {
     match handle.request(Request::Plan(intent)).await? {
         Reply::Planned(plan) => Ok(plan),
-        other => Err(unexpected(&other)),
+        _ => Err(unexpected()),
     }
 }
 
@@ -50,15 +56,36 @@ pub async fn demo(
         () = seen => {}
         () = clock.sleep(super::PATIENCE) => {}
     }
-    output::built(out, &handle.catalog.borrow(), &handle.place)?;
+    let jobs = handle.jobs.borrow().clone();
+    output::built(out, &handle.catalog.borrow(), &jobs, &handle.place)?;
     Ok(0)
 }
 
 /// Holds a job's copies to so many bytes a second; 0 = no limit.
 pub async fn hold(handle: &Handle, job: JobId, rate: u64) -> Result<()> {
     let rate = Some(rate).filter(|r| *r > 0);
-    handle.request(Request::Throttle(job, rate)).await?;
-    Ok(())
+    ours(handle, || Request::Throttle(job, rate)).await
+}
+
+/// Stops a job.
+pub async fn cancel(handle: &Handle, job: JobId) -> Result<()> {
+    ours(handle, || Request::Cancel(job)).await
+}
+
+/// Asks for something that only the process which runs the job can do. A job that a dead process left is taken up a moment after
+/// it is known, or when that process's lease has run out: until then the answer is *busy*.
+async fn ours(handle: &Handle, request: impl Fn() -> Request) -> Result<()> {
+    let begun = handle.clock.mono();
+    loop {
+        match handle.request(request()).await {
+            Err(e)
+                if e.kind() == ErrorKind::Busy
+                    && handle.clock.mono().saturating_sub(begun) < TAKEN_UP => {}
+            Err(e) => return Err(e),
+            Ok(_) => return Ok(()),
+        }
+        handle.clock.sleep(AGAIN).await;
+    }
 }
 
 /// As [`apply`], with copies held to a rate from the start.
@@ -83,15 +110,12 @@ pub async fn apply_at(
         ));
     }
     let typed = confirm(&plan, args)?;
-    let job = match handle
-        .request(Request::Apply {
-            hash: plan.hash.clone(),
-            typed,
-        })
-        .await?
-    {
-        Reply::Accepted(job) => job,
-        other => return Err(unexpected(&other)),
+    let apply = Request::Apply {
+        hash: plan.hash.clone(),
+        typed,
+    };
+    let Reply::Accepted(job) = handle.request(apply).await? else {
+        return Err(unexpected());
     };
     if let Some(rate) = rate {
         hold(handle, job, rate).await?;
@@ -229,9 +253,10 @@ fn result(info: &JobInfo) -> Result<u8> {
     }
 }
 
-fn unexpected(reply: &Reply) -> Error {
+/// An answer to another question. It is not printed: it may hold a raw value.
+pub fn unexpected() -> Error {
     Error::new(
         ErrorKind::Internal,
-        format!("the engine answered something else: {reply:?}"),
+        "the engine answered another question than the one asked",
     )
 }

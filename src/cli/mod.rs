@@ -351,13 +351,13 @@ pub async fn run(command: Command, handle: Handle, out: &mut (dyn Write + Send))
         .place
         .read_only
         .as_deref()
-        .filter(|_| writes(&command))
+        .filter(|_| command.writes())
     {
         return Err(Error::new(
             ErrorKind::Fenced,
             format!("nothing can be written to {}: {why}", handle.place.meta),
         )
-        .fix("attach to the cluster itself, with a profile that may write"));
+        .fix("attach to the live store, with its bucket, and allow writing with --write"));
     }
     journal(&mut handle).await;
     match command {
@@ -397,30 +397,43 @@ async fn ready(handle: &mut Handle) -> Result<()> {
     }
 }
 
-/// Whether it needs the right to write. A plan alone needs the runner too, which only a writing engine has.
-fn writes(command: &Command) -> bool {
-    match command {
-        Command::Get(_)
-        | Command::Describe(_)
-        | Command::Doctor(_)
-        | Command::Config(_)
-        | Command::Completions { .. } => false,
-        Command::Snapshot(c) => {
-            matches!(
-                c,
-                SnapshotCommand::Create { .. } | SnapshotCommand::Drop { .. }
+impl Command {
+    /// Whether it only looks: then the store is opened without a writer, a console that holds the file is not in the way, and
+    /// no unfinished job is taken up. A watch is none of these: it takes up the job that nobody runs.
+    #[must_use]
+    pub fn reads_only(&self) -> bool {
+        match self {
+            Self::Get(_)
+            | Self::Describe(_)
+            | Self::Doctor(_)
+            | Self::Config(_)
+            | Self::Completions { .. }
+            | Self::Snapshot(SnapshotCommand::List { .. } | SnapshotCommand::Describe { .. })
+            | Self::Restore(RestoreCommand::List { .. })
+            | Self::Gc(GcCommand::Plan { .. }) => true,
+            Self::Snapshot(
+                SnapshotCommand::Create { apply, .. } | SnapshotCommand::Drop { apply, .. },
             )
+            | Self::Restore(RestoreCommand::Start { apply, .. })
+            | Self::Gc(GcCommand::Run { apply, .. })
+            | Self::Demo(apply) => apply.plan,
+            Self::Restore(RestoreCommand::Watch { .. } | RestoreCommand::Cancel { .. }) => false,
         }
-        Command::Restore(c) => !matches!(c, RestoreCommand::List { .. }),
-        Command::Gc(_) | Command::Demo(_) => true,
+    }
+
+    /// Whether it can do nothing without the right to write.
+    fn writes(&self) -> bool {
+        let follows = matches!(
+            self,
+            Self::Restore(RestoreCommand::Watch { rate: None, .. })
+        );
+        !self.reads_only() && !follows
     }
 }
 
-/// Waits until our own jobs are known, and says which of them are not finished: they go on while this process lives.
+/// Waits until our own jobs are known, and says which of them are not finished: where this process may write, they go on while
+/// it lives.
 async fn journal(handle: &mut Handle) {
-    if handle.place.read_only.is_some() {
-        return;
-    }
     let clock = handle.clock.clone();
     let known = async {
         while !handle.jobs.borrow_and_update().known {
@@ -432,6 +445,9 @@ async fn journal(handle: &mut Handle) {
     tokio::select! {
         () = known => {}
         () = clock.sleep(PATIENCE) => {}
+    }
+    if handle.place.read_only.is_some() {
+        return;
     }
     for job in &handle.jobs.borrow().jobs {
         if !job.state.ended() {

@@ -9,9 +9,8 @@ use serde_json::{Value, json};
 use crate::config::Setting;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Place, RawValue};
-use crate::engine::ids::UnixMs;
 use crate::engine::model::catalog::Catalog;
-use crate::engine::model::jobs::JobInfo;
+use crate::engine::model::jobs::{JobInfo, JobKind, JobsView};
 use crate::engine::model::resource::{self, Cell, Kind, RowId, Unit, View};
 use crate::engine::plan::Plan;
 
@@ -37,7 +36,7 @@ pub fn raw(out: &mut dyn Write, bytes: &[u8]) -> Result<()> {
 
 /// A cell as the console would show it.
 fn show(cell: &Cell) -> Cow<'_, str> {
-    resource::text(cell, UnixMs(0))
+    resource::text(cell)
 }
 
 fn line(out: &mut dyn Write, text: &str) -> Result<()> {
@@ -221,7 +220,7 @@ pub fn detail(
         );
     }
     for (section, fields) in resource::detail(view, row) {
-        line(out, &section)?;
+        line(out, section)?;
         for (name, cell) in fields {
             line(out, &format!("  {name:<24}  {}", show(&cell)))?;
         }
@@ -349,26 +348,21 @@ fn section(out: &mut dyn Write, title: &str, lines: &[String]) -> Result<()> {
 pub fn progress_line(info: &JobInfo) -> String {
     let p = &info.progress;
     let size = |n: u64| show(&Cell::Bytes(n)).into_owned();
-    let mut text = format!(
+    let mut parts = vec![format!(
         "{}: {} ({}/{})",
         info.title, info.step, info.steps.0, info.steps.1
-    );
+    )];
     if p.files.1 > 0 {
-        text.push_str(&format!(
-            "  {}/{} files  {} of {}",
-            p.files.0,
-            p.files.1,
-            size(p.bytes.0),
-            size(p.bytes.1)
-        ));
+        parts.push(format!("{}/{} files", p.files.0, p.files.1));
+        parts.push(format!("{} of {}", size(p.bytes.0), size(p.bytes.1)));
         if p.rate > 0.0 {
-            text.push_str(&format!("  {}/s", size(p.rate as u64)));
+            parts.push(format!("{}/s", size(p.rate as u64)));
         }
         if let Some(eta) = p.eta_ms {
-            text.push_str(&format!("  {} left", show(&Cell::Age(eta))));
+            parts.push(format!("{} left", show(&Cell::Age(eta))));
         }
     }
-    text
+    parts.join("  ")
 }
 
 /// A job that has ended, or stands somewhere.
@@ -395,11 +389,9 @@ pub fn job(out: &mut dyn Write, info: &JobInfo, format: Format) -> Result<()> {
 }
 
 /// What the demo made, and three commands to go on with.
-pub fn built(out: &mut dyn Write, catalog: &Catalog, place: &Place) -> Result<()> {
-    let restoring = catalog
-        .tasks
-        .values()
-        .find(|t| t.kind == "copy-segment-job");
+pub fn built(out: &mut dyn Write, catalog: &Catalog, jobs: &JobsView, place: &Place) -> Result<()> {
+    let is_restore = |j: &JobInfo| j.kind == JobKind::Restore && !j.state.ended();
+    let restoring = jobs.jobs.iter().any(|j| is_restore(j));
     line(
         out,
         &format!(
@@ -425,13 +417,62 @@ pub fn built(out: &mut dyn Write, catalog: &Catalog, place: &Place) -> Result<()
         out,
         "  falconer snapshot describe nightly    what a snapshot holds",
     )?;
-    if restoring.is_some() {
+    if restoring {
         line(
             out,
             "A restore has begun. It stops with this process; the next start resumes it.",
         )?;
     }
     Ok(())
+}
+
+/// Single findings of a check that a table shows.
+const FINDINGS: usize = 20;
+
+/// A doctor's report: one line a check, what to do under those that need it, and the count.
+pub fn doctor(out: &mut dyn Write, report: &Value, format: Format) -> Result<()> {
+    let checks = report["checks"].as_array().map_or(&[][..], Vec::as_slice);
+    let text = |check: &Value, name: &str| check[name].as_str().unwrap_or_default().to_owned();
+    let longest = checks.iter().map(|c| text(c, "name").len()).max();
+    let width = longest.unwrap_or(0);
+    let indent = " ".repeat("FAIL  ".len() + width + 2);
+    for check in checks {
+        let mark = match check["status"].as_str() {
+            Some("fail") => "FAIL",
+            Some("skipped") => "skip",
+            Some(other) => other,
+            None => "?",
+        };
+        let (name, detail) = (text(check, "name"), text(check, "detail"));
+        line(out, &format!("{mark:<4}  {name:<width$}  {detail}"))?;
+        let items = check["items"].as_array().map_or(&[][..], Vec::as_slice);
+        let shown = if format == Format::Wide {
+            items.len()
+        } else {
+            FINDINGS
+        };
+        for item in items.iter().take(shown) {
+            line(out, &format!("{indent}- {}", scalar(item)))?;
+        }
+        if let Some(more) = items.len().checked_sub(shown).filter(|n| *n > 0) {
+            line(out, &format!("{indent}- and {more} more: -o wide"))?;
+        }
+        if let Some(fix) = check["fix"].as_str() {
+            line(out, &format!("{indent}fix: {fix}"))?;
+        }
+    }
+    let count = |status: &str| checks.iter().filter(|c| c["status"] == status).count();
+    line(
+        out,
+        &format!(
+            "{} checks: {} ok, {} to look at, {} failed, {} not made",
+            checks.len(),
+            count("ok"),
+            count("warn"),
+            count("fail"),
+            count("skipped")
+        ),
+    )
 }
 
 /// A tree.

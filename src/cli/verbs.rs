@@ -237,7 +237,7 @@ pub async fn restore(
             Ok(0)
         }
         RestoreCommand::Cancel { job } => {
-            handle.request(Request::Cancel(JobId(job))).await?;
+            jobs::cancel(handle, JobId(job)).await?;
             jobs::follow(handle, JobId(job), Format::Table, out).await
         }
     }
@@ -283,16 +283,18 @@ pub async fn doctor(handle: &Handle, args: DoctorArgs, out: &mut (dyn Write + Se
             .is_some_and(|all| all.iter().any(|c| c["status"] == "fail")),
         _ => false,
     };
-    tree(reply, args.out.output, out)?;
+    match (&reply, args.out.output) {
+        (Reply::Tree(report), format @ (Format::Table | Format::Wide)) => {
+            output::doctor(out, report, format)?;
+        }
+        _ => tree(reply, args.out.output, out)?,
+    }
     Ok(if failed { 7 } else { 0 })
 }
 
 fn tree(reply: Reply, format: Format, out: &mut (dyn Write + Send)) -> Result<()> {
     match reply {
         Reply::Tree(tree) => output::tree(out, &tree, format),
-        other => Err(Error::new(
-            ErrorKind::Internal,
-            format!("the engine answered something else: {other:?}"),
-        )),
+        _ => Err(jobs::unexpected()),
     }
 }

@@ -243,8 +243,9 @@ impl Tso {
     /// A dropped channel's checkpoint, or "never" elsewhere.
     pub const DROPPED: Self = Self(u64::MAX);
 
-    /// 2019-01-01 and 9999-12-31 in Unix ms: what Milvus itself accepts as a physical part.
-    const PHYSICAL: std::ops::RangeInclusive<u64> = 1_546_300_800_000..=253_402_300_799_999;
+    /// 2019-01-01 in Unix ms, below which Milvus itself takes no physical part, up to the last one that 46 bits hold. That one is
+    /// the physical part of `u64::MAX` and of the few below it, which are sentinels.
+    const PHYSICAL: std::ops::Range<u64> = 1_546_300_800_000..u64::MAX >> 18;
 
     /// The TSO of a moment with logical part 0.
     #[must_use]
@@ -252,7 +253,7 @@ impl Tso {
         Self((ms.0.max(0) as u64) << 18)
     }
 
-    /// The moment, or `None` for a sentinel or a value outside 2019 to 9999.
+    /// The moment, or `None` for a sentinel or a value before 2019.
     #[must_use]
     pub fn time(self) -> Option<UnixMs> {
         let ms = self.0 >> 18;

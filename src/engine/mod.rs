@@ -30,8 +30,9 @@ use clock::{Clock, Entropy};
 use error::Result;
 use handle::{Conn, Envelope, Handle};
 use ids::{JobId, KeyPrefix};
+use jobs::planner::Planner;
 use jobs::registry::Registry;
-use jobs::runner::{Runner, RunnerHandle};
+use jobs::runner::{Runner, RunnerHandle, look_on};
 use live::{Live, Shown};
 use meta::Span;
 use meta::reflector::Reflector;
@@ -188,7 +189,15 @@ impl World {
 
     async fn serve(self, meta: Meta, asked: mpsc::Receiver<Envelope>) {
         let runner = self.runner(&meta);
+        let reader = meta.read();
         let server = Server {
+            planner: Planner::new(
+                reader.clone(),
+                self.objects.read().cloned(),
+                self.roots.clone(),
+                self.shown.clock.clone(),
+                registry(),
+            ),
             meta,
             objects: self.objects.clone(),
             roots: self.roots.clone(),
@@ -197,16 +206,19 @@ impl World {
             read_only: self.read_only.clone(),
             runner: runner.clone(),
         };
-        let Some(runner) = runner else {
-            server.run(asked).await;
-            return;
-        };
+        // Without a runner the jobs of other processes are shown, as they journal them.
+        let view = runner.as_ref().map_or_else(
+            || look_on(reader, &self.roots, self.shown.clock.clone()),
+            |runner| runner.view.clone(),
+        );
         // Jobs are shown, and their ends told, until the last client is gone; then the root is given back.
         tokio::select! {
             () = server.run(asked) => {}
-            () = self.show_jobs(runner.view.clone()) => {}
+            () = self.show_jobs(view) => {}
         }
-        runner.stop().await;
+        if let Some(runner) = runner {
+            runner.stop().await;
+        }
     }
 
     /// The one holder of the writers (law 2). `None` when this attach may not write.
@@ -223,13 +235,7 @@ impl World {
             actor: actor(),
             embedded: self.is_embedded,
         });
-        let registry = Registry::default()
-            .with(jobs::restore::Restore::default())
-            .with(jobs::gc::Gc::default())
-            .with(jobs::snapshot_create::CreateSnapshot)
-            .with(jobs::snapshot_drop::DropSnapshot)
-            .with(jobs::demo::Demo);
-        Some(Runner::start(executor, registry))
+        Some(Runner::start(executor, registry()))
     }
 
     /// Passes the jobs on, and tells each end once.
@@ -258,6 +264,16 @@ impl World {
             }
         }
     }
+}
+
+/// What can be planned, and run where writing is allowed.
+fn registry() -> Registry {
+    Registry::default()
+        .with(jobs::restore::Restore::default())
+        .with(jobs::gc::Gc::default())
+        .with(jobs::snapshot_create::CreateSnapshot)
+        .with(jobs::snapshot_drop::DropSnapshot)
+        .with(jobs::demo::Demo)
 }
 
 /// Everything under the root: what the catalog is made of.

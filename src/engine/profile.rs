@@ -1,9 +1,12 @@
 //! Where a cluster is: what [`Engine::open`](super::Engine::open) is given once every flag, file and variable has been resolved.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
+
+use super::format::mask;
 
 /// Everything the engine needs to attach.
 #[derive(Clone, Debug)]
@@ -49,7 +52,7 @@ pub enum MetaProfile {
 }
 
 /// How to reach etcd.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct EtcdProfile {
     /// URLs, `http://` or `https://`, all members of one cluster (`etcd.endpoints`).
     pub endpoints: Vec<String>,
@@ -121,7 +124,7 @@ pub struct ObjectProfile {
 }
 
 /// A kind of object store.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum ObjectKind {
     /// In memory, gone at exit.
     Memory,
@@ -162,7 +165,7 @@ pub enum ObjectKind {
 }
 
 /// How to reach S3.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct S3Profile {
     /// `minio.address` and `minio.port` with scheme; `None` = AWS.
     pub endpoint: Option<String>,
@@ -182,3 +185,72 @@ pub struct S3Profile {
 
 /// Default of `minio.requestTimeoutMs` and `etcd.requestTimeout` (`spec/layout.md` §10.2).
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+// An endpoint may carry a user and a password: none of these may be derived (law 11).
+
+impl fmt::Debug for EtcdProfile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let endpoints: Vec<_> = self.endpoints.iter().map(|e| mask::text(e)).collect();
+        f.debug_struct("EtcdProfile")
+            .field("endpoints", &endpoints)
+            .field("user", &self.user)
+            .field("tls", &self.tls)
+            .field("request_timeout", &self.request_timeout)
+            .field("dial_timeout", &self.dial_timeout)
+            .finish()
+    }
+}
+
+impl fmt::Debug for ObjectKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Memory => f.write_str("Memory"),
+            Self::Local { dir, absolute } => f
+                .debug_struct("Local")
+                .field("dir", dir)
+                .field("absolute", absolute)
+                .finish(),
+            Self::S3(s3) => f.debug_tuple("S3").field(s3).finish(),
+            Self::Azure {
+                account,
+                key,
+                container,
+                endpoint,
+                request_timeout,
+            } => f
+                .debug_struct("Azure")
+                .field("account", account)
+                .field("key", key)
+                .field("container", container)
+                .field("endpoint", &endpoint.as_deref().map(mask::text))
+                .field("request_timeout", request_timeout)
+                .finish(),
+            Self::Gcs {
+                bucket,
+                credential_json,
+                endpoint,
+                request_timeout,
+            } => f
+                .debug_struct("Gcs")
+                .field("bucket", bucket)
+                .field("credential_json", credential_json)
+                .field("endpoint", &endpoint.as_deref().map(mask::text))
+                .field("request_timeout", request_timeout)
+                .finish(),
+        }
+    }
+}
+
+impl fmt::Debug for S3Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("S3Profile")
+            .field("endpoint", &self.endpoint.as_deref().map(mask::text))
+            .field("bucket", &self.bucket)
+            .field("region", &self.region)
+            .field("credentials", &self.credentials)
+            .field("virtual_host", &self.virtual_host)
+            .field("ca", &self.ca)
+            .field("request_timeout", &self.request_timeout)
+            .finish()
+    }
+}

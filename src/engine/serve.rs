@@ -14,6 +14,7 @@ use super::format::decode::{Explained, explain};
 use super::format::keys::{Key, ParsedKey};
 use super::handle::{Conn, Envelope, RawValue, Reply, Request};
 use super::ids::{MetaKey, MetaRev};
+use super::jobs::planner::Planner;
 use super::jobs::runner::RunnerHandle;
 use super::model::catalog::Catalog;
 use super::profile::Roots;
@@ -36,6 +37,8 @@ pub struct Server {
     pub catalog: watch::Receiver<Arc<Catalog>>,
     /// Why nothing can be written, or `None`.
     pub read_only: Option<String>,
+    /// Plans where nothing can be written.
+    pub planner: Planner,
     /// Runs jobs; `None` when nothing can be written.
     pub runner: Option<RunnerHandle>,
 }
@@ -74,7 +77,10 @@ impl Server {
             Request::Doctor { deep } => self.doctor(deep).await,
             Request::Plan(intent) => {
                 let catalog = self.catalog.borrow().clone();
-                let plan = self.runner()?.plan(intent, catalog).await?;
+                let plan = match &self.runner {
+                    Some(runner) => runner.plan(intent, catalog).await?,
+                    None => Arc::new(self.planner.plan(&intent, catalog).await?),
+                };
                 Ok(Reply::Planned(plan))
             }
             Request::Apply { hash, typed } => {
@@ -106,7 +112,7 @@ impl Server {
                 ErrorKind::Unsupported,
                 format!("nothing can be written here: {why}"),
             )
-            .fix("attach with a profile that may write")
+            .fix("attach to the live store, with its bucket, and allow writing with --write")
         })
     }
 

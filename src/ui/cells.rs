@@ -1,6 +1,6 @@
 //! A typed cell as text, and where it stands in its column.
 
-use crate::engine::ids::{MetaKey, UnixMs};
+use crate::engine::ids::MetaKey;
 use crate::engine::model::resource::{self, Cell, Kind, KindSpec, RowId, Tone, Unit};
 
 use super::text;
@@ -23,7 +23,7 @@ pub fn plain(cell: &Cell) -> String {
     match cell {
         // The `T` and the `Z` are noise in a column whose header says UTC.
         Cell::Time(at) => at.utc().replace('T', " ").trim_end_matches('Z').to_owned(),
-        other => resource::text(other, UnixMs(0)).into_owned(),
+        other => resource::text(other).into_owned(),
     }
 }
 

@@ -14,7 +14,7 @@ use super::keymap::{ACTIONS, Action, Group};
 use super::nav::Place;
 use super::overlay::{self, Overlay};
 use super::theme::Role;
-use super::{input, operate, screens, text};
+use super::{input, job_words, operate, text};
 
 /// Writes parts from the left while they fit; answers where it stopped.
 fn write(buf: &mut Buffer, area: Rect, from: u16, parts: &[(&str, Style)]) -> u16 {
@@ -138,7 +138,7 @@ fn connection(app: &App, area: Rect, buf: &mut Buffer, now: UnixMs) {
     let (words, tone) = conn_text(&app.conn, now);
     // Bad news takes the whole line; a running job waits. Else the words, a short sparkline, and the job in what is left.
     let rest = area.width.saturating_sub(text::width(&words) + 5 + 22);
-    let job = screens::jobs::brief(app, rest);
+    let job = job_words::brief(app, rest);
     let job_width = text::width(&job);
     let show_job = job_width > 0 && tone != Tone::Bad;
     let left = Rect::new(

@@ -7,6 +7,7 @@ pub mod chrome;
 pub mod document;
 pub mod frame;
 pub mod input;
+pub mod job_words;
 pub mod keymap;
 pub mod markdown;
 pub mod nav;

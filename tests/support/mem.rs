@@ -166,7 +166,7 @@ impl MetaWrite for MemStore {
 
     async fn grant(&self, _: Duration) -> Result<i64> {
         let mut s = self.state.lock().unwrap();
-        let lease = s.leases.len() as i64 + 1;
+        let lease = i64::try_from(s.leases.len()).unwrap() + 1;
         s.leases.push(lease);
         Ok(lease)
     }

@@ -156,7 +156,9 @@ impl MetaRead for Model {
         let more = kvs.len() > limit;
         kvs.truncate(limit);
         if opts.keys_only {
-            kvs.iter_mut().for_each(|kv| kv.value.clear());
+            for kv in &mut kvs {
+                kv.value.clear();
+            }
         }
         let rev = MetaRev(at);
         Ok(Page { kvs, more, rev })

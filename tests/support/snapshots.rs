@@ -128,6 +128,10 @@ async fn load_meta(meta: &dyn MetaWrite, keep: impl Fn(&str) -> bool) {
     }
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the hand that fills a bucket before the engine sees it"
+)]
 async fn load_objects(objects: &dyn ObjectStore, keep: impl Fn(&str) -> bool) {
     for (key, bytes) in lab::objects().iter().filter(|(key, _)| keep(key)) {
         objects
@@ -388,7 +392,11 @@ async fn write(
         description: "made by the test".into(),
         collection_id: of.0,
         partition_ids: partitions.values().copied().collect(),
-        create_ts: seeks.iter().map(|p| p.timestamp as i64).min().unwrap_or(0),
+        create_ts: seeks
+            .iter()
+            .map(|p| p.timestamp.cast_signed())
+            .min()
+            .unwrap_or(0),
         state: 1,
         pending_start_time: NOW.0 - 60_000,
         channel_seek_positions: seeks,
@@ -399,7 +407,7 @@ async fn write(
         snapshot_info: Some(record.clone()),
         collection: Some(pb::data::CollectionDescription {
             schema: Some(schema),
-            num_partitions: partitions.len() as i64,
+            num_partitions: i64::try_from(partitions.len()).unwrap(),
             num_shards: info.shards_num.into(),
             consistency_level: info.consistency_level,
             properties: info.properties.clone(),
@@ -447,6 +455,10 @@ pub async fn put(meta: &dyn MetaWrite, key: &MetaKey, value: Vec<u8>) {
     .unwrap();
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the hand that changes a bucket behind the engine's back"
+)]
 pub async fn put_object(world: &World, key: &ObjectKey, bytes: Vec<u8>) {
     world
         .objects

@@ -15,6 +15,10 @@ const QUOTA: u64 = 2 << 30;
 const AHEAD_MS: u64 = 10_000;
 /// A live cluster's window never stands this long.
 const BEHIND_MS: u64 = 60_000;
+/// What lies further ahead than ten years was written by no clock: a sentinel, or not a time at all (law 10).
+const NO_CLOCK_MS: u64 = 10 * 365 * 86_400_000;
+/// 2019-01-01: no Milvus is older, so a machine that believes in an earlier day has no clock.
+const FIRST_MILVUS: UnixMs = UnixMs(1_546_300_800_000);
 
 /// The store answers, endpoint by endpoint, takes our identity and has space.
 pub(super) async fn store(p: &Patient<'_>) -> Vec<Check> {
@@ -263,6 +267,8 @@ pub(super) async fn versions(p: &Patient<'_>) -> Vec<Check> {
 /// Our clock against the newest moments the cluster wrote. Sentinels are not times (law 10).
 pub(super) async fn clock(p: &Patient<'_>) -> Vec<Check> {
     const NAME: &str = "clock";
+    let now = p.clock.now();
+    let believable = |at: &UnixMs| now < FIRST_MILVUS || at.since(now) <= NO_CLOCK_MS;
     let found = async {
         let window = match Family::TsoAllocator.single(p.roots) {
             Some(key) => p.meta.get(&key).await?,
@@ -270,7 +276,8 @@ pub(super) async fn clock(p: &Patient<'_>) -> Vec<Check> {
         };
         let window = window
             .and_then(|kv| time::read_window(&kv.value))
-            .map(UnixNs::to_ms);
+            .map(UnixNs::to_ms)
+            .filter(believable);
         let span = Span::prefix(&Family::ChannelCheckpoint.prefix(p.roots));
         let page = p.meta.range(&span, RangeOpts::default()).await?;
         let newest = page
@@ -279,7 +286,7 @@ pub(super) async fn clock(p: &Patient<'_>) -> Vec<Check> {
             .filter_map(|kv| {
                 let key = parsed(p, kv)?;
                 let at = codec::decode::<pb::msg::MsgPosition>(&key, &kv.value).value()?;
-                Tso(at.timestamp).time()
+                Tso(at.timestamp).time().filter(believable)
             })
             .max();
         let alive = sessions(p)
@@ -293,7 +300,6 @@ pub(super) async fn clock(p: &Patient<'_>) -> Vec<Check> {
         Ok(found) => found,
         Err(e) => return vec![Check::from_error(NAME, &e, "check etcd.endpoints")],
     };
-    let now = p.clock.now();
     vec![verdict(NAME, now, window, newest, alive)]
 }
 

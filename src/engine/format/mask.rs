@@ -33,20 +33,32 @@ pub fn is_secret(name: &str) -> bool {
     WHOLE.contains(&plain.as_str()) || PART.iter().any(|part| plain.contains(part))
 }
 
-/// Text with the user part of any URI in it hidden.
+/// Text with the user part of every URI in it hidden.
 #[must_use]
 pub fn text(value: &str) -> Cow<'_, str> {
-    let Some(scheme) = value.find("://") else {
-        return Cow::Borrowed(value);
-    };
-    let rest = &value[scheme + 3..];
-    let host_end = rest
-        .find(['/', '?', '#', ' ', ',', '"'])
-        .unwrap_or(rest.len());
-    match rest[..host_end].rfind('@') {
-        Some(at) => Cow::Owned(format!("{}://{MASK}{}", &value[..scheme], &rest[at..])),
-        None => Cow::Borrowed(value),
+    let mut out = String::new();
+    let mut seen = 0;
+    while let Some(scheme) = value[seen..].find("://") {
+        let start = seen + scheme + 3;
+        let rest = &value[start..];
+        let end = rest
+            .find(['/', '?', '#', ' ', ',', '"'])
+            .unwrap_or(rest.len());
+        out.push_str(&value[seen..start]);
+        match rest[..end].rfind('@') {
+            Some(at) => {
+                out.push_str(MASK);
+                out.push_str(&rest[at..end]);
+            }
+            None => out.push_str(&rest[..end]),
+        }
+        seen = start + end;
     }
+    if out == value[..seen] {
+        return Cow::Borrowed(value);
+    }
+    out.push_str(&value[seen..]);
+    Cow::Owned(out)
 }
 
 /// Hides the secrets of a JSON value in place.

@@ -170,6 +170,11 @@ impl Board {
         }
     }
 
+    /// Waits until nobody looks.
+    pub async fn unseen(&self) {
+        self.view.closed().await;
+    }
+
     /// Publishes now.
     pub fn flush(&self) {
         self.view.send_replace(Arc::new(self.build()));

@@ -21,8 +21,24 @@ use crate::engine::profile::Roots;
 
 /// Notes kept of one job; the oldest go first.
 pub const NOTES: usize = 200;
+/// Bytes of one note or error; 200 notes fit a transaction with the record around them.
+const TEXT: usize = 4 * 1024;
 /// Copies at once until somebody says otherwise.
 pub const PARALLEL: u32 = 16;
+
+/// A text short enough for the journal.
+pub(super) fn cut(mut text: String) -> String {
+    if text.len() > TEXT {
+        let all = text.len();
+        let mut at = TEXT - 64;
+        while !text.is_char_boundary(at) {
+            at -= 1;
+        }
+        text.truncate(at);
+        text += &format!("… ({} bytes more)", all - at);
+    }
+    text
+}
 
 /// What the outside sees and sets while a job runs.
 pub struct Dials {
@@ -50,6 +66,7 @@ impl Dials {
 
     /// Adds a note, unless it is the last one again.
     pub fn note(&self, text: String) {
+        let text = cut(text);
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         if notes.last() != Some(&text) {
             if notes.len() >= NOTES {
@@ -136,10 +153,30 @@ impl JobCx {
             clock: executor.clock().clone(),
             entropy: executor.entropy().clone(),
             cancel: CancellationToken::new(),
-            who: Who { job, plan },
+            who: Who {
+                job,
+                plan,
+                epoch: None,
+            },
             executor,
             dials,
             children: None,
+        }
+    }
+
+    /// The same, resting on what was read under this epoch: under another one nothing is written (`Fenced`).
+    #[must_use]
+    pub fn bound_to(mut self, epoch: u64) -> Self {
+        self.who.epoch = Some(epoch);
+        self
+    }
+
+    /// The epoch is still the one that the job's state belongs to.
+    fn bound(&self) -> Result<()> {
+        let fence = self.executor.fence();
+        match self.who.epoch {
+            Some(epoch) if fence.epoch() != Some(epoch) => Err(fence.lost()),
+            _ => Ok(()),
         }
     }
 
@@ -152,6 +189,7 @@ impl JobCx {
 
     /// The runner, for a job that has others do a part of it.
     pub fn children(&self) -> Result<&dyn Children> {
+        self.bound()?;
         self.children
             .as_deref()
             .ok_or_else(|| Error::new(ErrorKind::Internal, "this job was given no runner to ask"))
@@ -170,13 +208,20 @@ impl JobCx {
         self.executor.commit(&self.who, &change).await
     }
 
+    /// The same for records that this job made itself and that nobody else writes: what they held is not kept.
+    pub async fn commit_own(&self, change: Change) -> Result<Committed> {
+        self.executor.commit_own(&self.who, &change).await
+    }
+
     /// Makes the object `key` consist of `bytes`.
     pub async fn put_object(&self, key: &ObjectKey, bytes: Bytes) -> Result<()> {
+        self.bound()?;
         self.executor.put_object(key, bytes).await
     }
 
     /// Makes `to` a copy of `from` inside the store; answers its bytes.
     pub async fn copy_object(&self, from: &ObjectKey, to: &ObjectKey) -> Result<u64> {
+        self.bound()?;
         self.executor.copy_object(from, to).await
     }
 
@@ -187,6 +232,7 @@ impl JobCx {
 
     /// Removes one object; `false` when it was not there.
     pub async fn delete_object(&self, key: &ObjectKey) -> Result<bool> {
+        self.bound()?;
         self.executor.delete_object(key).await
     }
 

@@ -16,6 +16,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::cx::JobCx;
+use super::restore_copy::some;
 use super::{Job, Lock, Next, PlanCx};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
@@ -211,11 +212,7 @@ impl Demo {
         if !missing.is_empty() {
             return Err(Error::new(
                 ErrorKind::Corrupt,
-                format!(
-                    "{} objects are missing: {}",
-                    missing.len(),
-                    missing.join(", ")
-                ),
+                format!("{} objects are missing: {}", missing.len(), some(&missing)),
             ));
         }
         cx.note(format!(

@@ -7,11 +7,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Next;
 use super::board::{Board, Running};
-use super::cx::{Children, JobCx};
+use super::cx::{Children, JobCx, cut};
 use super::registry::Kind;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::MetaKey;
-use crate::engine::meta::{Span, Write};
+use crate::engine::meta::{Cond, Span, Write};
 use crate::engine::model::jobs::JobState;
 use crate::engine::plan::execute::Executor;
 use crate::engine::plan::journal::{JobRecord, from_json, json};
@@ -20,6 +20,8 @@ use crate::engine::plan::journal::{JobRecord, from_json, json};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest wait before a step is taken again.
 const LONGEST: Duration = Duration::from_secs(10);
+/// Notes kept of a record that is too large.
+const SHORT: usize = 10;
 /// Keys deleted at once.
 const BATCH: usize = 50;
 
@@ -31,6 +33,21 @@ pub(super) struct Driver {
     pub running: Running,
     pub record: JobRecord,
     pub children: Arc<dyn Children>,
+    /// The epoch under which `record` was read or written. Under another one somebody else may have moved the job: then the
+    /// journal is read again before anything else, and nothing is written.
+    pub epoch: u64,
+    /// Why the job turned back, until that is journaled.
+    pub back: Option<Error>,
+}
+
+/// What became of a journal entry.
+enum Entry {
+    /// It is written.
+    Written,
+    /// It is not: the epoch had changed, or it was too large. The record is what the journal says.
+    Reread,
+    /// Somebody else has ended the job.
+    Gone,
 }
 
 /// Whether a look at the journal found that somebody else had ended the job.
@@ -48,24 +65,19 @@ impl Driver {
     pub async fn run(mut self) {
         self.running.dials.set_notes(self.record.notes.clone());
         self.running.dials.meter.resume(self.record.progress);
-        let cx = JobCx::new(
-            self.executor.clone(),
-            self.record.id,
-            self.record.plan.clone(),
-            self.running.dials.clone(),
-        )
-        .stopping_at(self.running.cancel.clone())
-        .with_children(self.children.clone());
-        let calm = cx.clone().stopping_at(CancellationToken::new());
         let mut wait = Duration::from_millis(200);
         while !self.record.state.ended() {
+            if !self.holds() && !self.regain().await {
+                return;
+            }
+            let cx = self.cx();
             let undoing = self.record.state == JobState::Undoing;
             if !undoing
                 && self.record.state != JobState::Completed
                 && self.running.cancel.is_cancelled()
             {
                 self.turn_back(&Error::new(ErrorKind::Cancelled, "stopped on request"));
-                if !self.journal().await {
+                if matches!(self.journal().await, Entry::Gone) {
                     return;
                 }
                 continue;
@@ -74,6 +86,7 @@ impl Driver {
                 let why = self.why();
                 let state = self.record.machine.clone();
                 let kind = self.kind.clone();
+                let calm = cx.stopping_at(CancellationToken::new());
                 self.watched(async { kind.undo(&calm, &state, &why).await })
                     .await
             } else {
@@ -96,7 +109,10 @@ impl Driver {
                         Fenced::Gone => return,
                         Fenced::Again => continue,
                         Fenced::Foreign(why)
-                            if undoing || self.record.state == JobState::Completed =>
+                            if matches!(
+                                self.record.state,
+                                JobState::Undoing | JobState::Completed
+                            ) =>
                         {
                             self.running.dials.note(format!("went on after: {why}"));
                             continue;
@@ -120,11 +136,28 @@ impl Driver {
             if self.record.state.ended() {
                 self.record.ended = Some(self.record.moved);
             }
-            if !self.journal().await {
+            if matches!(self.journal().await, Entry::Gone) {
                 return;
             }
         }
         self.tidy().await;
+    }
+
+    /// What a step may touch, as long as the record in memory is the one that counts.
+    fn cx(&self) -> JobCx {
+        JobCx::new(
+            self.executor.clone(),
+            self.record.id,
+            self.record.plan.clone(),
+            self.running.dials.clone(),
+        )
+        .bound_to(self.epoch)
+        .stopping_at(self.running.cancel.clone())
+        .with_children(self.children.clone())
+    }
+
+    fn holds(&self) -> bool {
+        self.executor.fence().epoch() == Some(self.epoch)
     }
 
     fn take(&mut self, next: Next<serde_json::Value>) {
@@ -133,9 +166,17 @@ impl Driver {
             Next::Published(s) => {
                 self.record.machine = s;
                 self.record.state = JobState::Completed;
+                // An undo that finds the work published leaves it: then the reason to turn back is no error of the job.
+                self.record.cancelled = false;
+                if let Some(why) = self.record.error.take() {
+                    self.running
+                        .dials
+                        .note(format!("published all the same: {why}"));
+                }
             }
             Next::Verified(s) => {
                 self.record.machine = s;
+                self.running.dials.meter.complete();
                 self.record.state = JobState::Verified;
             }
             Next::Undo(s, e) => {
@@ -158,7 +199,7 @@ impl Driver {
         self.record.state = JobState::Undoing;
         self.record.cancelled |= why.kind() == ErrorKind::Cancelled;
         if self.record.error.is_none() {
-            self.record.error = Some(why.to_string());
+            self.record.error = Some(cut(why.to_string()));
         }
         // Taken up again and then taken back: what it came to is what has to be said.
         if let Some(how) = &mut self.record.recovered
@@ -166,13 +207,14 @@ impl Driver {
         {
             *how = format!("undone: {rest}; it could not go on from there");
         }
+        self.back = Some(why.clone());
     }
 
     fn fail(&mut self, e: &Error, what: &str) {
         self.running.dials.note(format!("{what}: {e}"));
         self.record.state = JobState::Failed;
         if self.record.error.is_none() {
-            self.record.error = Some(e.to_string());
+            self.record.error = Some(cut(e.to_string()));
         }
     }
 
@@ -204,8 +246,7 @@ impl Driver {
                 self.fill();
                 if let Ok(write) = self.write() {
                     // Only news: the state is the one journaled already. The next entry carries it too.
-                    let note = self.executor.note(std::slice::from_ref(&write));
-                    let _ = note.await;
+                    let _ = self.note(std::slice::from_ref(&write)).await;
                     self.board.set(self.record.clone());
                 }
             }
@@ -218,7 +259,8 @@ impl Driver {
         self.record.rate = self.running.dials.throttle();
         if let Some((step, done, all)) = self.kind.describe(&self.record.machine) {
             self.record.step = step;
-            self.record.steps = (done, all);
+            let verified = self.record.state == JobState::Verified;
+            self.record.steps = (if verified { all } else { done }, all);
         }
         if let Some(collection) = self.kind.collection(&self.record.machine) {
             self.record.collection = Some(collection);
@@ -230,11 +272,19 @@ impl Driver {
         Ok(Write::put(key, json(&self.record)?))
     }
 
-    /// Writes the record; the end of a job gives its locks back in the same transaction. Does not return before it is written:
-    /// a step that is not journaled must not be followed by another. `false`: somebody else has ended the job.
-    async fn journal(&mut self) -> bool {
+    /// Writes our own records, if the root is ours under the epoch of the record in memory; `false` when it is not.
+    async fn note(&self, writes: &[Write]) -> Result<bool> {
+        let epoch = self.epoch.to_string().into();
+        let same = Cond::ValueIs(self.executor.keys().epoch(), epoch);
+        Ok(self.executor.note_if(&[same], writes).await?.is_some())
+    }
+
+    /// Writes the record; the end of a job gives its locks back in the same transaction. Does not return before it is written
+    /// or read again: a step that is not journaled must not be followed by another.
+    async fn journal(&mut self) -> Entry {
         self.fill();
         let mut wait = Duration::from_millis(200);
+        let mut large = 0;
         loop {
             let written = match self.write() {
                 Ok(write) => {
@@ -243,29 +293,72 @@ impl Driver {
                         let give_back = |name: &String| Write::Delete(name.as_str().into());
                         writes.extend(self.record.locks.iter().map(give_back));
                     }
-                    self.executor.note(&writes).await
+                    self.note(&writes).await
                 }
                 Err(e) => Err(e),
             };
-            match written {
-                Ok(_) => break,
-                Err(e) if e.kind() == ErrorKind::Fenced => {
-                    self.running.dials.note(format!("waiting: {e}"));
-                    if matches!(self.wait_for_ownership().await, Ok(false)) {
-                        return false;
+            let e = match written {
+                Ok(true) => break,
+                Ok(false) => self.executor.fence().lost(),
+                Err(e) => e,
+            };
+            if e.kind() == ErrorKind::Fenced && !self.holds() {
+                self.running.dials.note(format!("waiting: {e}"));
+                return match self.regain().await {
+                    true => Entry::Reread,
+                    false => Entry::Gone,
+                };
+            }
+            if e.kind() == ErrorKind::Limit {
+                large += 1;
+                match self.shrink(large, &e).await {
+                    Ok(Some(entry)) => return entry,
+                    Ok(None) => continue,
+                    Err(e) => {
+                        large -= 1;
+                        self.running.dials.note(format!("waiting: {e}"));
                     }
                 }
-                Err(e) => {
-                    self.running.dials.note(format!(
-                        "the journal cannot be written, nothing goes on: {e}"
-                    ));
-                    self.executor.clock().sleep(wait).await;
-                    wait = (wait * 2).min(LONGEST);
-                }
             }
+            self.running.dials.note(format!(
+                "the journal cannot be written, nothing goes on: {e}"
+            ));
+            self.executor.clock().sleep(wait).await;
+            wait = (wait * 2).min(LONGEST);
         }
+        self.back = None;
         self.board.set(self.record.clone());
-        true
+        Entry::Written
+    }
+
+    /// A record that is too large will be so for ever. First its notes go; then what it was last journaled as is taken back, or
+    /// ends as it stands there.
+    async fn shrink(&mut self, times: u32, e: &Error) -> Result<Option<Entry>> {
+        if times == 1 {
+            let notes = self.running.dials.notes();
+            let last = notes.len().saturating_sub(SHORT);
+            self.running.dials.set_notes(notes[last..].to_vec());
+            self.fill();
+            return Ok(None);
+        }
+        let back = self.record.state != JobState::Undoing;
+        if !self.reload().await? {
+            return Ok(Some(Entry::Gone));
+        }
+        let what = "its state is too large for the journal";
+        if times == 2 && back && self.record.state != JobState::Completed {
+            self.turn_back(&Error::new(e.kind(), format!("{what}: {e}")));
+        } else {
+            self.fail(e, what);
+            self.record.ended = Some(self.executor.clock().now());
+        }
+        if times > 3 {
+            // Not even that can be written: it ends here, and its locks stay.
+            self.board.set(self.record.clone());
+            return Ok(Some(Entry::Gone));
+        }
+        self.fill();
+        Ok(None)
     }
 
     /// Waits until the root is ours again and no coordinator is there.
@@ -278,7 +371,7 @@ impl Driver {
                     self.running.dials.note(format!("waiting: {e}"));
                     foreign.get_or_insert(e);
                 }
-                Ok(None) => match self.wait_for_ownership().await {
+                Ok(None) => match self.take_hold().await {
                     Ok(false) => return Fenced::Gone,
                     Ok(true) => match self.executor.fence().check().await {
                         Ok(()) => return foreign.map_or(Fenced::Again, Fenced::Foreign),
@@ -292,23 +385,58 @@ impl Driver {
         }
     }
 
-    /// Waits for the owner key. `false`: while it was not ours, somebody else ended the job.
-    async fn wait_for_ownership(&mut self) -> Result<bool> {
+    /// Waits until the root is ours, and reads the record again if need be. `false`: somebody else has ended the job.
+    async fn regain(&mut self) -> bool {
+        loop {
+            match self.take_hold().await {
+                Ok(ours) => return ours,
+                Err(e) => self.running.dials.note(format!("waiting: {e}")),
+            }
+            self.executor.clock().sleep(PATIENCE).await;
+        }
+    }
+
+    /// As [`regain`](Self::regain), with an error when the store cannot be read.
+    async fn take_hold(&mut self) -> Result<bool> {
         while let Err(e) = self.executor.fence().acquire().await {
             self.running.dials.note(format!("waiting: {e}"));
             self.executor.clock().sleep(PATIENCE).await;
         }
+        let fence = self.executor.fence();
+        let epoch = fence.epoch().ok_or_else(|| fence.lost())?;
+        if epoch == self.epoch {
+            return Ok(true);
+        }
+        // Read under the new epoch: what was written under an older one is in it, and nothing more of that can come.
+        let ours = self.reload().await?;
+        self.epoch = epoch;
+        Ok(ours)
+    }
+
+    /// Reads the record again; what was not journaled has not happened. `false`: the job has ended, or is gone.
+    async fn reload(&mut self) -> Result<bool> {
         let key = self.executor.keys().job(self.record.id);
         let Some(kv) = self.executor.reader().get(&key).await? else {
             self.board.forget(self.record.id);
             return Ok(false);
         };
-        let now: JobRecord = from_json(&key, &kv.value)?;
+        let mut now: JobRecord = from_json(&key, &kv.value)?;
         if now.state.ended() {
             self.board.set(now.clone());
             self.record = now;
             return Ok(false);
         }
+        now.recovered = now.recovered.or_else(|| self.record.recovered.take());
+        self.running.dials.set_notes(now.notes.clone());
+        self.running.dials.meter.resume(now.progress);
+        self.record = now;
+        // A reason to turn back stays one, unless the job is past that.
+        if let Some(why) = self.back.take()
+            && matches!(self.record.state, JobState::Pending | JobState::Running)
+        {
+            self.turn_back(&why);
+        }
+        self.board.set(self.record.clone());
         Ok(true)
     }
 
@@ -320,7 +448,7 @@ impl Driver {
 }
 
 /// Whether the same step may be taken again: nothing happened, nobody knows, or history was compacted under a long read.
-fn again(e: &Error) -> bool {
+pub(super) fn again(e: &Error) -> bool {
     e.is_transient() || matches!(e.kind(), ErrorKind::OutcomeUnknown | ErrorKind::Compacted)
 }
 

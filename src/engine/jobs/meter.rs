@@ -76,6 +76,17 @@ impl ProgressMeter {
         self.changed.notify_one();
     }
 
+    /// All that was to do is done: steps taken twice may have counted something twice, or not at all.
+    pub fn complete(&self) {
+        for count in [&self.segments, &self.files, &self.bytes] {
+            match count.read() {
+                (_, 0) => {}
+                (_, all) => count.write((all, all)),
+            }
+        }
+        self.changed.notify_one();
+    }
+
     /// One more segment is done.
     pub fn segment(&self) {
         self.segments.done.fetch_add(1, Ordering::Relaxed);

@@ -11,6 +11,7 @@ pub mod gc_plan;
 pub mod gc_scan;
 mod locks;
 pub mod meter;
+pub mod planner;
 pub mod presence;
 pub mod registry;
 pub mod restore;
@@ -30,6 +31,7 @@ pub mod runner;
 pub mod select;
 pub mod snapshot_create;
 pub mod snapshot_drop;
+mod snapshot_undo;
 pub mod source;
 pub mod verify;
 

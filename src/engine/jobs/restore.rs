@@ -11,7 +11,7 @@ use async_trait::async_trait;
 
 use super::copy::{self, Done, Ran};
 use super::cx::JobCx;
-use super::restore_copy::{Host, digest, progress, size_up, standing, starts};
+use super::restore_copy::{Host, digest, progress, size_up, some, standing, starts};
 use super::restore_map::{Blueprint, Source, draw, ids_needed};
 use super::restore_names::name_is_free;
 use super::restore_pin::{HeldPin, gone, keep_pin, release_pin, set_pin};
@@ -227,7 +227,7 @@ impl Restore {
                 format!(
                     "{} copied objects are missing or short: {}",
                     short.len(),
-                    short.join(", ")
+                    some(&short)
                 ),
             )
             .fix("check the object store's health"));

@@ -21,19 +21,35 @@ use crate::engine::format::vchannel::ChannelName;
 use crate::engine::ids::{CollectionId, ObjectKey, Tso};
 use crate::engine::plan::execute::Change;
 
-/// Fills in sizes from listings of the source; every missing object is named (rule 10 of `spec/oncall.md` §7).
+/// Things named in one error; the number of the others follows.
+const NAMED: usize = 20;
+
+/// Some of them by name, the others as a number.
+pub(super) fn some<T: AsRef<str>>(all: &[T]) -> String {
+    let named: Vec<&str> = all.iter().take(NAMED).map(AsRef::as_ref).collect();
+    let more = all.len().saturating_sub(NAMED);
+    let rest = if more > 0 {
+        format!(" and {more} more")
+    } else {
+        String::new()
+    };
+    format!("{}{rest}", named.join(", "))
+}
+
+/// Fills in sizes from listings of the source; missing objects are named (rule 10 of `spec/oncall.md` §7).
 pub(super) async fn size_up(reads: &Reads<'_>, files: &mut [CopyFile]) -> Result<()> {
     let missing = restore_plan::sizes(reads, files).await?;
     if missing.is_empty() {
         return Ok(());
     }
     let names: Vec<&str> = missing.iter().map(|key| key.0.as_str()).collect();
+    // The plan lists them all; this goes into the journal.
     Err(Error::new(
         ErrorKind::NotFound,
         format!(
             "{} objects of the snapshot are missing: {}",
             names.len(),
-            names.join(", ")
+            some(&names)
         ),
     )
     .fix("bring them back from a backup of the bucket, or use another snapshot"))

@@ -186,6 +186,7 @@ async fn contents(
     out.check("storage versions are known", storage(&source));
     out.check("encryption matches the database", encryption(&source, db));
     out.check("not an external collection", external(&source));
+    out.check("nothing of it is new to this version", understood(&source));
     let given = Given {
         db: out.db.unwrap_or_default(),
         db_name: database.to_owned(),
@@ -445,7 +446,49 @@ fn external(source: &Source) -> Result<String> {
     }
 }
 
+/// Whether a member of the metadata belongs to what a restore writes: the schema or an index definition.
+fn is_content(member: &str) -> bool {
+    let below = |part: &str| {
+        member
+            .strip_prefix(part)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    below("collection.schema") || below("indexes")
+}
+
+/// A member that reading drops would be lost in the restored collection: a newer Milvus wrote it for a reason.
+fn understood(source: &Source) -> Result<String> {
+    let lost: Vec<&str> = source
+        .unknown
+        .iter()
+        .map(String::as_str)
+        .filter(|member| is_content(member))
+        .collect();
+    if lost.is_empty() {
+        return Ok("every member of the schema and the indexes is known".into());
+    }
+    Err(refuse(
+        format!(
+            "the schema or an index has members that this version does not know and would lose: {}",
+            lost.join(", ")
+        ),
+        "restore it with a newer Falconer, or with the Milvus that made it",
+    ))
+}
+
 fn warn(out: &mut Survey, source: &Source) {
+    let harmless: Vec<&str> = source
+        .unknown
+        .iter()
+        .map(String::as_str)
+        .filter(|member| !is_content(member))
+        .collect();
+    if !harmless.is_empty() {
+        out.warnings.push(format!(
+            "the snapshot's metadata has members that this version does not know and leaves out: {}",
+            harmless.join(", ")
+        ));
+    }
     let l0 = pb::data::SegmentLevel::L0 as i32;
     let empty: Vec<String> = source
         .segments

@@ -59,7 +59,7 @@ pub struct State {
     pub db_name: String,
     /// Target collection's name.
     pub name: String,
-    /// [`Source::fingerprint`] when planned.
+    /// The fingerprint of the source when planned.
     pub fingerprint: String,
     /// Digest of all source objects with their sizes when planned.
     pub objects: String,
@@ -83,6 +83,9 @@ pub struct State {
     pub round: u32,
     /// The collection's record is written.
     pub published: bool,
+    /// What an undo could not take back, in words.
+    #[serde(default)]
+    pub left: Vec<String>,
 }
 
 /// Ids taken, as journaled.

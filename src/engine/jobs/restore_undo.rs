@@ -7,11 +7,13 @@ use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::Next;
-use super::cx::JobCx;
+use super::cx::{JobCx, cut};
+use super::drive::again;
 use super::restore::{Range, State, Step, reads};
+use super::restore_copy::some;
 use super::restore_pin::release_pin;
 use super::restore_source::hex;
-use crate::engine::error::{Error, Result};
+use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::paths::ObjPath;
 use crate::engine::format::pb;
@@ -24,33 +26,70 @@ use crate::engine::plan::execute::Change;
 
 /// Objects deleted at once.
 const DELETES: usize = 16;
+/// Tries against others that change a record at the same time.
+const TRIES: u32 = 8;
 
 /// One step back.
 pub(super) async fn step(cx: &JobCx, mut state: State, why: &Error) -> Result<Next<State>> {
     match state.step {
         Step::UndoObjects => {
             if let Some(ids) = state.ids {
-                let gone = remove_objects(cx, ids).await?;
-                cx.note(format!("undo: {gone} objects removed"));
+                match remove_objects(cx, ids).await {
+                    Ok((gone, kept)) => {
+                        cx.note(format!("undo: {gone} objects removed"));
+                        let names: Vec<&str> = kept.iter().map(|(key, _)| key.0.as_str()).collect();
+                        let what = format!("{} objects: {}", names.len(), some(&names));
+                        if let Some((_, e)) = kept.first() {
+                            left(cx, &mut state, &what, e.clone())?;
+                        }
+                    }
+                    Err(e) => {
+                        let what = format!("objects of collection {}", ids.first);
+                        left(cx, &mut state, &what, e)?;
+                    }
+                }
             }
             Ok(Next::Step(at(state, Step::UndoKeys)))
         }
         Step::UndoKeys => {
             if let Some(ids) = state.ids {
-                let gone = remove_keys(cx, ids).await?;
-                cx.note(format!("undo: {gone} records removed"));
+                match remove_keys(cx, ids).await {
+                    Ok(gone) => cx.note(format!("undo: {gone} records removed")),
+                    Err(e) => {
+                        let what = format!("records of collection {}", ids.first);
+                        left(cx, &mut state, &what, e)?;
+                    }
+                }
             }
             Ok(Next::Step(at(state, Step::UndoPin)))
         }
         Step::UndoPin => {
-            release_pin(cx, &state).await?;
+            if let (Err(e), Some(pin)) = (release_pin(cx, &state).await, state.pin) {
+                let what = format!(
+                    "pin {} of snapshot {}, which ends by itself at {}",
+                    pin.id,
+                    state.snapshot,
+                    pin.until.utc()
+                );
+                left(cx, &mut state, &what, e)?;
+            }
             Ok(Next::Step(at(state, Step::UndoLabel)))
         }
         Step::UndoLabel => {
-            if !state.published {
-                label(cx, why).await?;
+            if !state.published
+                && let Err(e) = label(cx, why).await
+            {
+                let what = format!("copy segment job {}, still Executing", cx.job);
+                left(cx, &mut state, &what, e)?;
             }
-            Ok(Next::Undone(state))
+            if state.left.is_empty() {
+                return Ok(Next::Undone(state));
+            }
+            Err(Error::new(
+                ErrorKind::Conflict,
+                format!("left behind: {}", state.left.join("; ")),
+            )
+            .fix("clear the cause, then remove what is named here"))
         }
         _ => {
             // The publishing transaction may have happened although nobody was told: the record decides, not the journal.
@@ -69,6 +108,22 @@ pub(super) async fn step(cx: &JobCx, mut state: State, why: &Error) -> Result<Ne
             Ok(Next::Step(at(state, Step::UndoObjects)))
         }
     }
+}
+
+/// Keeps in mind what could not be taken back, so that the other steps are taken all the same. What may pass is the runner's
+/// business.
+fn left(cx: &JobCx, state: &mut State, what: &str, e: Error) -> Result<()> {
+    if passes(&e) {
+        return Err(e);
+    }
+    let text = cut(format!("{what}: {e}"));
+    cx.note(format!("undo: left behind: {text}"));
+    state.left.push(text);
+    Ok(())
+}
+
+fn passes(e: &Error) -> bool {
+    again(e) || matches!(e.kind(), ErrorKind::Fenced | ErrorKind::Cancelled)
 }
 
 fn at(mut state: State, step: Step) -> State {
@@ -90,8 +145,11 @@ fn is_ours(root: &str, key: &ObjectKey, ids: Range) -> bool {
     }
 }
 
-/// Lists everything that may be ours and deletes what is.
-async fn remove_objects(cx: &JobCx, ids: Range) -> Result<usize> {
+/// Objects that could not be deleted, each with the reason.
+type Kept = Vec<(ObjectKey, Error)>;
+
+/// Lists everything that may be ours and deletes what is. Answers how many went, and what did not.
+async fn remove_objects(cx: &JobCx, ids: Range) -> Result<(usize, Kept)> {
     let root = cx.objects.root();
     let below = |rest: String| {
         ObjectKey(if root.is_empty() {
@@ -131,16 +189,34 @@ async fn remove_objects(cx: &JobCx, ids: Range) -> Result<usize> {
     found.retain(|key| is_ours(root, key, ids));
     found.sort_unstable();
     found.dedup();
-    let gone: Vec<bool> = stream::iter(found)
-        .map(|key| async move { cx.delete_object(&key).await }.boxed())
-        .buffer_unordered(DELETES)
-        .try_collect()
-        .await?;
-    Ok(gone.into_iter().filter(|there| *there).count())
+    let mut deletes = stream::iter(found)
+        .map(|key| async move { (cx.delete_object(&key).await, key) }.boxed())
+        .buffer_unordered(DELETES);
+    let (mut gone, mut kept) = (0, Vec::new());
+    while let Some((done, key)) = deletes.next().await {
+        match done {
+            Ok(there) => gone += usize::from(there),
+            Err(e) if passes(&e) => return Err(e),
+            Err(e) => kept.push((key, e)),
+        }
+    }
+    Ok((gone, kept))
+}
+
+/// Removes our records, also while somebody else touches one.
+async fn remove_keys(cx: &JobCx, ids: Range) -> Result<usize> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match try_remove_keys(cx, ids).await {
+            Err(e) if e.kind() == ErrorKind::Conflict && tries < TRIES => {}
+            done => return done,
+        }
+    }
 }
 
 /// Lists every record under our collection's id and deletes exactly those keys.
-async fn remove_keys(cx: &JobCx, ids: Range) -> Result<usize> {
+async fn try_remove_keys(cx: &JobCx, ids: Range) -> Result<usize> {
     let collection = CollectionId(ids.first);
     let reads = reads(cx);
     let mut keys: Vec<MetaKey> = Vec::new();

@@ -1,6 +1,7 @@
 //! Plans, applies, runs, cancels, and takes up what a dead process left (law 7).
 
 mod children;
+mod journal;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,21 +9,24 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream;
+use journal::Journal;
+pub use journal::look_on;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::board::{Board, Running};
 use super::cx::Dials;
 use super::drive::{Driver, delete_under};
+use super::planner::Planner;
 use super::registry::{Registry, kind_of};
-use super::{Lock, PlanCx, locks};
+use super::{Lock, locks};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, MetaKey, MetaRev};
-use crate::engine::meta::{Event, RangeOpts, Span, Write};
+use crate::engine::meta::{RangeOpts, Span, Write};
 use crate::engine::model::catalog::Catalog;
 use crate::engine::model::jobs::{JobState, JobsView, Progress};
 use crate::engine::plan::execute::{Executor, Who};
-use crate::engine::plan::journal::{JobRecord, from_json, json};
+use crate::engine::plan::journal::{JobRecord, json};
 use crate::engine::plan::{Check, Danger, Intent, ObjectChange, Plan};
 
 /// Plans that can still be applied; the oldest go first.
@@ -42,6 +46,8 @@ pub struct Runner;
 struct Inner {
     executor: Arc<Executor>,
     registry: Registry,
+    planner: Planner,
+    journal: Journal,
     board: Arc<Board>,
     plans: Mutex<VecDeque<Arc<Plan>>>,
     /// Taking and giving back the root, and counting who needs it.
@@ -61,9 +67,19 @@ impl Runner {
     /// Starts: reads the journal, takes up what is unfinished, follows what other processes do. Needs a tokio runtime.
     pub fn start(executor: Arc<Executor>, registry: Registry) -> RunnerHandle {
         let board = Arc::new(Board::new());
+        let planner = Planner::new(
+            executor.reader(),
+            Some(executor.objects().clone()),
+            executor.roots().clone(),
+            executor.clock().clone(),
+            registry.clone(),
+        );
+        let journal = Journal::new(executor.reader(), executor.keys().clone(), board.clone());
         let inner = Arc::new(Inner {
             executor,
             registry,
+            planner,
+            journal,
             board: board.clone(),
             plans: Mutex::default(),
             gate: Mutex::default(),
@@ -93,43 +109,10 @@ impl RunnerHandle {
     /// Says what would happen. The plan can be applied by its hash until newer ones push it out.
     pub async fn plan(&self, intent: Intent, catalog: Arc<Catalog>) -> Result<Arc<Plan>> {
         let inner = &self.inner;
-        let executor = &inner.executor;
-        let mut plan = match kind_of(&intent) {
-            None => inner.plan_cancel(&intent)?,
-            Some(kind) => {
-                let cx = PlanCx {
-                    meta: executor.reader(),
-                    objects: executor.objects().clone(),
-                    roots: executor.roots().clone(),
-                    clock: executor.clock().clone(),
-                    catalog,
-                };
-                let kind = inner.registry.get(kind)?;
-                let mut plan = kind.plan(&cx, &intent).await?;
-                let locks = kind.locks(&plan);
-                let busy = locks::in_the_way(&*cx.meta, executor.keys(), &locks).await?;
-                plan.checks.push(Check {
-                    name: "no other job is in the way".into(),
-                    failed: busy.map(|e| e.to_string()),
-                    detail: locks
-                        .iter()
-                        .map(|l| l.name.clone())
-                        .collect::<Vec<_>>()
-                        .join(", "),
-                });
-                plan
-            }
+        let plan = match kind_of(&intent) {
+            Some(_) => inner.planner.plan(&intent, catalog).await?,
+            None => inner.planner.fenced(inner.plan_cancel(&intent)?).await?,
         };
-        let coordinator = executor.fence().coordinator().await?;
-        plan.checks.push(Check {
-            name: "no coordinator is registered".into(),
-            detail: if coordinator.is_none() {
-                "no session of any coordinator".into()
-            } else {
-                String::new()
-            },
-            failed: coordinator.map(|e| e.to_string()),
-        });
         let plan = Arc::new(plan.sealed()?);
         let mut plans = inner.plans.lock().await;
         plans.retain(|p| p.hash != plan.hash);
@@ -296,8 +279,8 @@ impl Inner {
     async fn begin(self: Arc<Self>, plan: &Plan, rate: Option<u64>) -> Result<JobId> {
         let gate = self.gate.lock().await;
         let begun = self.record(plan, rate).await;
-        let record = match begun {
-            Ok(record) => record,
+        let (record, epoch) = match begun {
+            Ok(begun) => begun,
             Err(e) => {
                 if self.board.orphans().is_empty() && !self.board.any_running() {
                     self.executor.fence().release().await;
@@ -306,22 +289,24 @@ impl Inner {
             }
         };
         let job = record.id;
-        self.clone().launch(&record)?;
+        self.clone().launch(&record, epoch)?;
         drop(gate);
         Ok(job)
     }
 
-    async fn record(&self, plan: &Plan, rate: Option<u64>) -> Result<JobRecord> {
+    async fn record(&self, plan: &Plan, rate: Option<u64>) -> Result<(JobRecord, u64)> {
         let kind = kind_of(&plan.intent)
             .ok_or_else(|| Error::new(ErrorKind::Internal, "no job answers this intent"))?;
         let executor = &self.executor;
         executor.fence().acquire().await?;
+        let epoch = executor.fence().epoch().unwrap_or_default();
         executor.fence().check().await?;
         self.rests(plan).await?;
         let machine = self.registry.get(kind)?;
         let who = Who {
             job: JobId(0),
             plan: plan.hash.clone(),
+            epoch: None,
         };
         let id = JobId(executor.take_ids(&who, 1).await?.first);
         let now = executor.clock().now();
@@ -367,7 +352,7 @@ impl Inner {
                 }));
             }
         }
-        Ok(record)
+        Ok((record, epoch))
     }
 
     /// Refuses when a key that the plan rests on has moved.
@@ -399,8 +384,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Spawns the driver. The gate is held by the caller.
-    fn launch(self: Arc<Self>, record: &JobRecord) -> Result<()> {
+    /// Spawns the driver of a record read or written under `epoch`. The gate is held by the caller.
+    fn launch(self: Arc<Self>, record: &JobRecord, epoch: u64) -> Result<()> {
         let running = Running {
             dials: Arc::new(Dials::new(
                 self.executor.clock().clone(),
@@ -420,6 +405,8 @@ impl Inner {
             running: running.clone(),
             record: record.clone(),
             children: children::of(&self),
+            epoch,
+            back: None,
         };
         self.board.set(record.clone());
         self.board.start(record.id, running);
@@ -471,55 +458,18 @@ impl Inner {
         Ok(())
     }
 
-    /// All job records: one short range each, because markers and pre-images lie between them.
-    async fn read_journal(&self) -> Result<MetaRev> {
-        let meta = self.executor.reader();
-        let mut span = Span::prefix(&self.executor.keys().jobs());
-        let mut first = None;
-        loop {
-            let opts = RangeOpts {
-                limit: 1,
-                ..RangeOpts::default()
-            };
-            let page = meta.range(&span, opts).await?;
-            first.get_or_insert(page.rev);
-            let Some(kv) = page.kvs.first() else {
-                return Ok(first.unwrap_or(page.rev));
-            };
-            if let Some(record) = self.as_record(&kv.key, &kv.value) {
-                self.board.learn(record);
-            }
-            // `/` is the last byte before `0`: the next start lies behind everything under this job.
-            let mut start = kv.key.0.to_vec();
-            start.push(b'0');
-            span.start = start.into();
-        }
-    }
-
-    /// The job, if the key is that of a record.
-    fn job_of(&self, key: &MetaKey) -> Option<JobId> {
-        let prefix = self.executor.keys().jobs();
-        let id = key.0.strip_prefix(&prefix.bytes()[..])?;
-        std::str::from_utf8(id).ok()?.parse().ok()
-    }
-
-    /// The record, if the key is one. A record that cannot be read is left to the version that wrote it.
-    fn as_record(&self, key: &MetaKey, value: &[u8]) -> Option<JobRecord> {
-        self.job_of(key)?;
-        from_json(key, value).ok()
-    }
-
     /// Reads the journal, then follows it: what others do is shown, and what they leave unfinished is taken up once their
     /// lease is gone.
     async fn follow(self: Arc<Self>) {
         let clock = self.executor.clock().clone();
         loop {
-            if let Ok(rev) = self.read_journal().await {
+            if let Ok(rev) = self.journal.read().await {
                 self.board.known();
                 self.board.flush();
                 self.clone().take_up().await;
                 // An error ends the watch, not the task: the journal is read again.
-                if let Err(e) = self.clone().watch(rev).await
+                let freed = || self.clone().take_up();
+                if let Err(e) = self.journal.watch(rev, freed).await
                     && e.kind() == ErrorKind::Unsupported
                 {
                     return;
@@ -527,38 +477,6 @@ impl Inner {
             }
             clock.sleep(PATIENCE).await;
         }
-    }
-
-    async fn watch(self: Arc<Self>, from: MetaRev) -> Result<()> {
-        let meta = self.executor.reader();
-        let keys = self.executor.keys();
-        let owner = keys.owner();
-        let base = owner.text();
-        let base = base.trim_end_matches("owner");
-        let span = Span::prefix(&crate::engine::ids::KeyPrefix::new(base));
-        let mut changes = meta.watch(span, from.next()).await?;
-        while let Some(batch) = changes.next().await {
-            let mut free = false;
-            for event in batch?.events {
-                match event {
-                    Event::Put(kv) => {
-                        if let Some(record) = self.as_record(&kv.key, &kv.value) {
-                            self.board.learn(record);
-                        }
-                    }
-                    Event::Delete(key, _) => {
-                        free |= key == owner;
-                        if let Some(id) = self.job_of(&key) {
-                            self.board.forget(id);
-                        }
-                    }
-                }
-            }
-            if free {
-                self.clone().take_up().await;
-            }
-        }
-        Ok(())
     }
 
     /// Takes up unfinished jobs that nobody drives. Waits while somebody else owns the root: they may be theirs.
@@ -569,11 +487,12 @@ impl Inner {
             if self.executor.fence().acquire().await.is_err() {
                 drop(gate);
                 clock.sleep(PATIENCE).await;
-                let _ = self.read_journal().await;
+                let _ = self.journal.read().await;
                 continue;
             }
+            let epoch = self.executor.fence().epoch().unwrap_or_default();
             // What they did last may have come after our last look.
-            if self.read_journal().await.is_err() {
+            if self.journal.read().await.is_err() {
                 drop(gate);
                 clock.sleep(PATIENCE).await;
                 continue;
@@ -588,7 +507,7 @@ impl Inner {
                     "{word}: the process that ran it ({}) ended at: {}",
                     record.actor, record.step
                 ));
-                if let Err(e) = self.clone().launch(&record) {
+                if let Err(e) = self.clone().launch(&record, epoch) {
                     record.error = Some(e.to_string());
                     record.state = JobState::Failed;
                     record.ended = Some(clock.now());

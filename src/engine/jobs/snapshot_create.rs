@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures::StreamExt;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -13,17 +12,16 @@ use sha2::{Digest, Sha256};
 use super::cx::JobCx;
 use super::presence::look;
 use super::select::{Selection, metadata, objects, select};
+use super::snapshot_undo::{remove_objects, take_back};
 use super::source::{Source, find_snapshot};
 use super::{Job, Lock, Next, PlanCx};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
 use crate::engine::format::manifest;
 use crate::engine::format::pb::data::{SnapshotInfo, SnapshotMetadata, SnapshotState};
-use crate::engine::format::snapshot::{
-    join, manifest_key, metadata_key, read_metadata, write_metadata,
-};
+use crate::engine::format::snapshot::{join, metadata_key, read_metadata, write_metadata};
 use crate::engine::format::wire::Patch;
-use crate::engine::ids::{CollectionId, MetaKey, ObjectKey, SegmentId, SnapshotId, Tso, UnixMs};
+use crate::engine::ids::{CollectionId, MetaKey, ObjectKey, SnapshotId, Tso, UnixMs};
 use crate::engine::meta::{Cond, Write};
 use crate::engine::model::jobs::JobKind;
 use crate::engine::model::text;
@@ -310,21 +308,17 @@ impl Job for CreateSnapshot {
         }
     }
 
-    /// Objects first, the record last: while the record is there, everything under it can be found.
+    /// Objects first, the record last: while the record is there, everything under it can be found. A record that is COMMITTED
+    /// keeps its files: the commit's outcome may have been unknown when the job turned back.
     async fn undo(&self, cx: &JobCx, mut state: State, _: &Error) -> Result<Next<State>> {
-        if let Some(id) = state.id {
-            let root = cx.objects.root().to_owned();
-            remove_objects(cx, &root, state.collection, id).await?;
-            let key = Key::Snapshot(state.collection, id).to_key(&cx.roots);
-            if let Some(kv) = cx.meta.get(&key).await? {
-                cx.commit(Change {
-                    name: "take-back".into(),
-                    conds: vec![Cond::At(key.clone(), kv.mod_rev)],
-                    writes: vec![Write::Delete(key)],
-                    atomic: true,
-                })
-                .await?;
-            }
+        if let Some(id) = state.id
+            && !take_back(cx, state.collection, id).await?
+        {
+            cx.note(format!(
+                "snapshot {id} was published before it could be taken back, and stays; drop it if it is not wanted"
+            ));
+            state.step = Step::Verify;
+            return Ok(Next::Published(state));
         }
         state.step = Step::Undone;
         Ok(Next::Undone(state))
@@ -432,6 +426,25 @@ async fn pending(cx: &JobCx, mut state: State) -> Result<Next<State>> {
     Ok(Next::Step(state))
 }
 
+/// As [`own`], and still PENDING: somebody who drops it or has dropped it must not find it alive again.
+async fn own_pending(
+    cx: &JobCx,
+    state: &State,
+) -> Result<(MetaKey, crate::engine::meta::KeyValue, SnapshotInfo)> {
+    let (key, kv, info) = own(cx, state).await?;
+    if info.state() == SnapshotState::Pending {
+        return Ok((key, kv, info));
+    }
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!(
+            "record {key} became {} while the snapshot was made",
+            info.state().as_str_name()
+        ),
+    )
+    .fix("somebody else dropped it: make a new plan"))
+}
+
 /// Our record as it stands, with the conditions that it has not moved.
 async fn own(
     cx: &JobCx,
@@ -454,7 +467,7 @@ async fn own(
 
 /// What would be written now: the metadata object's bytes, with the selection they come from.
 async fn build(cx: &JobCx, state: &State) -> Result<(Vec<u8>, SnapshotMetadata, Selection)> {
-    let (_, _, record) = own(cx, state).await?;
+    let (_, _, record) = own_pending(cx, state).await?;
     let source = Source::read(&*cx.meta, &cx.roots, state.collection).await?;
     let root = cx.objects.root();
     let selection = select(&source, root)?;
@@ -529,13 +542,13 @@ async fn write(cx: &JobCx, mut state: State) -> Result<Next<State>> {
 
 /// Moves `pending_start_time` on, so that nobody collects a record whose creator lives.
 async fn renew(cx: &JobCx, state: &State) -> Result<()> {
-    let (key, kv, _) = own(cx, state).await?;
+    let (key, kv, _) = own_pending(cx, state).await?;
     let now = cx.clock.now();
     let mut patch = Patch::parse(&kv.value)?;
     patch.set_integer(9, now.0.cast_unsigned());
     let value = patch.finish();
     cx.commit(Change {
-        name: format!("renew-{}", now.0),
+        name: format!("renew-{}", kv.mod_rev),
         conds: vec![Cond::At(key.clone(), kv.mod_rev)],
         writes: vec![Write::put(key, value)],
         atomic: true,
@@ -562,6 +575,8 @@ async fn commit(cx: &JobCx, mut state: State) -> Result<Next<State>> {
             .fix("make sure that nothing writes to this root, and try again"));
         }
         cx.note("the collection changed while its snapshot was made: selecting again");
+        // The record moves on first: an earlier commit that arrives late must not find it as it was.
+        renew(cx, &state).await?;
         let root = cx.objects.root().to_owned();
         remove_objects(cx, &root, state.collection, state.id()?).await?;
         state.turn += 1;
@@ -627,30 +642,4 @@ async fn verify(cx: &JobCx, state: &State) -> Result<()> {
         text::bytes(found.bytes())
     ));
     Ok(())
-}
-
-/// Removes all manifests under the snapshot's own folder, then the JSON. Returns how many objects went.
-pub(super) async fn remove_objects(
-    cx: &JobCx,
-    root: &str,
-    collection: CollectionId,
-    id: SnapshotId,
-) -> Result<u64> {
-    let probe = manifest_key(root, collection, id, SegmentId(0)).0;
-    let folder = probe.trim_end_matches("/0.avro").to_owned();
-    let mut listed = cx.objects.list(&ObjectKey(folder), None);
-    let mut keys = Vec::new();
-    while let Some(meta) = listed.next().await {
-        keys.push(meta?.key);
-    }
-    let mut gone = 0;
-    for key in keys {
-        gone += u64::from(cx.delete_object(&key).await?);
-        cx.progress().file(0);
-    }
-    gone += u64::from(
-        cx.delete_object(&metadata_key(root, collection, id))
-            .await?,
-    );
-    Ok(gone)
 }

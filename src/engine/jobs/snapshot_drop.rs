@@ -6,7 +6,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::cx::JobCx;
-use super::snapshot_create::remove_objects;
+use super::snapshot_undo::remove_objects;
 use super::source::{family_of, find_snapshot};
 use super::{Job, Lock, Next, PlanCx};
 use crate::engine::error::{Error, ErrorKind, Result};
@@ -229,7 +229,13 @@ impl Job for DropSnapshot {
 
     fn locks(&self, plan: &Plan) -> Vec<Lock> {
         match &plan.intent {
-            Intent::DropSnapshot { snapshot } => vec![Lock::alone(format!("snapshot:{snapshot}"))],
+            Intent::DropSnapshot { snapshot } => {
+                let mut locks = vec![Lock::alone(format!("snapshot:{snapshot}"))];
+                // A create has its collection alone: what it makes is not dropped under its hands. Drops may run together.
+                locks
+                    .extend(collection_of(plan).map(|of| Lock::shared(format!("collection:{of}"))));
+                locks
+            }
             _ => Vec::new(),
         }
     }
@@ -255,6 +261,7 @@ impl Job for DropSnapshot {
             Step::Objects => {
                 let own = own_objects(&cx.objects, state.place()?, state.snapshot).await?;
                 cx.progress().totals(0, own.len() as u64, 0);
+                cx.progress().set_done(0, 0, 0);
                 let root = cx.objects.root().to_owned();
                 // An error here keeps the record: what is left can still be found by it.
                 remove_objects(cx, &root, state.place()?, state.snapshot).await?;
@@ -343,6 +350,12 @@ impl State {
             )
         })
     }
+}
+
+/// The collection that the plan's record stands under (`…/snapshot/{collection}/{snapshot}`).
+fn collection_of(plan: &Plan) -> Option<CollectionId> {
+    let (key, _) = plan.rests_on.first()?;
+    key.rsplit('/').nth(1)?.parse().ok().map(CollectionId)
 }
 
 /// A location that is not the one of this id: something else than this snapshot would be deleted, or nothing.

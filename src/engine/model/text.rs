@@ -3,14 +3,11 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
-use crate::engine::ids::UnixMs;
-
 use super::resource::Cell;
 
-/// How a cell reads: counts grouped, bytes in binary units, ages like `3m12s`, moments in UTC. `now` is for cells that a
-/// caller wants relative; none is today.
+/// How a cell reads: counts grouped, bytes in binary units, ages like `3m12s`, moments in UTC.
 #[must_use]
-pub fn text(cell: &Cell, _now: UnixMs) -> Cow<'_, str> {
+pub fn text(cell: &Cell) -> Cow<'_, str> {
     match cell {
         Cell::None => Cow::Borrowed(""),
         Cell::Text(t) | Cell::State(t, _) => Cow::Borrowed(t),

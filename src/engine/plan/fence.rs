@@ -14,7 +14,7 @@ use super::journal::{Keys, Owner, from_json, json};
 use super::retry::{Backoff, calm};
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
-use crate::engine::meta::{Cond, MetaWrite, Outcome, RangeOpts, Span, Txn, Write};
+use crate::engine::meta::{Cond, MetaRead, MetaWrite, Outcome, RangeOpts, Span, Txn, Write};
 use crate::engine::profile::Roots;
 
 /// The roles whose session means that somebody holds the catalog in memory. A standby (`-{id}`) counts: it may wake up.
@@ -219,8 +219,20 @@ impl Fence {
 
     /// Conditions of every transaction into the Milvus root.
     pub fn conds(&self) -> Result<Vec<Cond>> {
+        self.conds_at(None)
+    }
+
+    /// As [`conds`](Self::conds), for one who rests on what was read under this epoch; `Fenced` when we hold another one by now.
+    pub fn conds_at(&self, epoch: Option<u64>) -> Result<Vec<Cond>> {
         let mut conds: Vec<Cond> = self.spans.iter().cloned().map(Cond::NoneIn).collect();
-        conds.extend(self.own_conds()?);
+        let own = self.own_conds()?;
+        if let Some(epoch) = epoch {
+            let mine = Cond::ValueIs(self.keys.epoch(), epoch.to_string().into());
+            if !own.contains(&mine) {
+                return Err(self.lost());
+            }
+        }
+        conds.extend(own);
         Ok(conds)
     }
 
@@ -348,38 +360,9 @@ impl Fence {
         }
     }
 
-    /// The refusal that a registered coordinator means; `None` when there is none.
+    /// As [`coordinator`], on our own store.
     pub async fn coordinator(&self) -> Result<Option<Error>> {
-        for span in &self.spans {
-            let opts = RangeOpts {
-                limit: 1,
-                ..RangeOpts::default()
-            };
-            let page = calm(&*self.clock, || self.meta.range(span, opts)).await?;
-            if let Some(kv) = page.kvs.first() {
-                let e = if kv.lease == 0 {
-                    Error::new(
-                        ErrorKind::Fenced,
-                        format!(
-                            "session key {} exists without a lease: it never runs out, so nobody can tell whether that coordinator lives",
-                            kv.key
-                        ),
-                    )
-                    .fix(format!(
-                        "make sure that no Milvus coordinator runs on this root, then remove it: etcdctl del {}",
-                        kv.key
-                    ))
-                } else {
-                    Error::new(
-                        ErrorKind::Fenced,
-                        format!("coordinator {} is alive{}: it would overwrite our changes from memory", kv.key, address(&kv.value)),
-                    )
-                    .fix("stop every coordinator, standby ones too, and wait for their leases to run out")
-                };
-                return Ok(Some(e.with("session", &kv.key)));
-            }
-        }
-        Ok(None)
+        coordinator(&*self.meta, &*self.clock, &self.spans).await
     }
 
     fn fresh(&self, stamp: &AtomicU64) -> bool {
@@ -398,6 +381,45 @@ impl Fence {
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The refusal that a registered coordinator means; `None` when there is none. `spans` are those of [`session_spans`]. Reads
+/// only: a plan names the coordinator in the way also where nothing can be written.
+pub async fn coordinator(
+    meta: &dyn MetaRead,
+    clock: &dyn Clock,
+    spans: &[Span],
+) -> Result<Option<Error>> {
+    for span in spans {
+        let opts = RangeOpts {
+            limit: 1,
+            ..RangeOpts::default()
+        };
+        let page = calm(clock, || meta.range(span, opts)).await?;
+        if let Some(kv) = page.kvs.first() {
+            let e = if kv.lease == 0 {
+                Error::new(
+                    ErrorKind::Fenced,
+                    format!(
+                        "session key {} exists without a lease: it never runs out, so nobody can tell whether that coordinator lives",
+                        kv.key
+                    ),
+                )
+                .fix(format!(
+                    "make sure that no Milvus coordinator runs on this root, then remove it: etcdctl del {}",
+                    kv.key
+                ))
+            } else {
+                Error::new(
+                    ErrorKind::Fenced,
+                    format!("coordinator {} is alive{}: it would overwrite our changes from memory", kv.key, address(&kv.value)),
+                )
+                .fix("stop every coordinator, standby ones too, and wait for their leases to run out")
+            };
+            return Ok(Some(e.with("session", &kv.key)));
+        }
+    }
+    Ok(None)
 }
 
 /// ` at host:port` from a session's JSON.

@@ -142,7 +142,7 @@ impl Executor {
         end: UnixNs,
         range: IdRange,
     ) -> Result<Txn> {
-        let mut conds = self.fence.conds()?;
+        let mut conds = self.fence.conds_at(who.epoch)?;
         conds.push(old.map_or_else(
             || Cond::Absent(key.clone()),
             |rev| Cond::At(key.clone(), rev),

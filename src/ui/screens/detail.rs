@@ -6,9 +6,7 @@ use crate::engine::model::resource::{self, Kind, RowId, Tone};
 use crate::ui::app::App;
 use crate::ui::document::{self, Line, Link};
 use crate::ui::nav::Remote;
-use crate::ui::{cells, text};
-
-use super::jobs;
+use crate::ui::{cells, job_words, text};
 
 /// Bytes of a value that are shown raw.
 const HEX: usize = 16 * 1024;
@@ -47,7 +45,7 @@ pub fn lines(app: &App, kind: Kind, id: &RowId, now: UnixMs) -> Vec<Line> {
         && let Some(job) = app.jobs.jobs.iter().find(|j| j.id == *job)
     {
         out.push(Line::heading("Progress"));
-        out.extend(jobs::lines(app, job, now));
+        out.extend(job_words::lines(app, job, now));
         out.push(Line::blank());
     }
     for (title, fields) in sections {

@@ -10,9 +10,7 @@ use crate::engine::model::overview::{Overview, StateCount};
 use crate::engine::model::resource::{Kind, RowId, Scope, Tone};
 use crate::ui::app::App;
 use crate::ui::document::{self, Line, Link};
-use crate::ui::{operate, text};
-
-use super::jobs;
+use crate::ui::{job_words, operate, text};
 
 /// From this width on, faults stand at the left and numbers at the right.
 const WIDE: u16 = 110;
@@ -95,8 +93,8 @@ fn running(app: &App, now: UnixMs) -> Vec<Line> {
     for job in jobs.iter().take(5) {
         let id = RowId::Job(job.id);
         out.push(
-            Line::text(jobs::one_line(job, now))
-                .tone(jobs::tone(job.state))
+            Line::text(job_words::one_line(job, now))
+                .tone(job_words::tone(job.state))
                 .to(Some(Link::Row(Kind::Jobs, id))),
         );
     }

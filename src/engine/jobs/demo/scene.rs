@@ -145,7 +145,7 @@ pub fn draw(seed: &Seed, ids: &IdMap, now: UnixMs, object_root: &str) -> Result<
         scene.objects.push(ids.object(key, bytes, object_root)?);
     }
     for (number, (key, value)) in (0..).zip(&seed.keys) {
-        if painter.is_left_out(seed, key) {
+        if Painter::is_left_out(seed, key) {
             continue;
         }
         let value = match key.codec() {
@@ -179,7 +179,7 @@ impl Painter<'_> {
     }
 
     /// The dropped collection has no record of its own any more, and a segment that is still being made no index.
-    fn is_left_out(&self, seed: &Seed, key: &Key) -> bool {
+    fn is_left_out(seed: &Seed, key: &Key) -> bool {
         match key {
             Key::Collection(_, c) | Key::Partition(c, _) | Key::Field(c, _) => c.0 == GONE,
             Key::SegmentIndex(_, _, segment, _) => seed.keys.iter().any(|(k, _)| {

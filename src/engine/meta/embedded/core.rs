@@ -88,7 +88,13 @@ impl Core {
         tokio::task::spawn_blocking(move || core.read_blocking(f))
             .await
             .map_err(|e| {
-                Error::new(ErrorKind::Internal, "metadata read did not finish").caused_by(e)
+                // A process on its way out cancels reads. A job must not take that for a reason to undo what it did.
+                let kind = if e.is_cancelled() {
+                    ErrorKind::Unreachable
+                } else {
+                    ErrorKind::Internal
+                };
+                Error::new(kind, "metadata read did not finish").caused_by(e)
             })?
     }
 

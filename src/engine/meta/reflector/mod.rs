@@ -12,7 +12,7 @@
 //!
 //! Whether the watch *has* passed a revision is not always told: the span may be quiet while others write, and old etcd
 //! servers send no progress that can be trusted. Then the keys alone are listed at that revision and compared
-//! ([`Picture::missing`]); what is missing must still come.
+//! (`Picture::missing`); what is missing must still come.
 
 mod picture;
 
@@ -21,8 +21,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::future::{BoxFuture, OptionFuture};
+use futures::future::OptionFuture;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 use self::picture::Picture;
 use super::{MetaRead, Page, RangeOpts, Span, WatchBatch};
@@ -130,6 +131,25 @@ impl Phase {
             Self::Listing | Self::Live => IDLE,
             Self::CatchUp(_) => GRACE,
             Self::Overdue(..) => OVERDUE,
+        }
+    }
+}
+
+/// A page on its way, also while nobody waits for it. Dropping it gives it up.
+struct Fetch(JoinSet<Result<Page>>);
+
+impl Fetch {
+    /// May be dropped and called again, until it has answered.
+    async fn answer(&mut self) -> Result<Page> {
+        match self.0.join_next().await {
+            Some(Ok(answer)) => answer,
+            Some(Err(e)) => {
+                Err(Error::new(ErrorKind::Internal, "reading a page ended early").caused_by(e))
+            }
+            None => Err(Error::new(
+                ErrorKind::Internal,
+                "a page was asked for twice",
+            )),
         }
     }
 }
@@ -272,7 +292,7 @@ impl Reflector {
                     .unwrap_or(passed),
             )
         };
-        let mut page: Option<BoxFuture<'static, Result<Page>>> = None;
+        let mut page: Option<Fetch> = None;
         let mut since = self.clock.mono();
         loop {
             let before = std::mem::discriminant(&phase);
@@ -283,15 +303,17 @@ impl Reflector {
             if let Phase::Listing = phase
                 && page.is_none()
             {
-                page = self.next_page();
+                page = self.picture.rest().map(|rest| self.fetch(rest.clone()));
             }
             let waited = self.clock.mono().saturating_sub(since);
             let timer = self.clock.sleep(phase.patience().saturating_sub(waited));
             tokio::select! {
                 biased;
-                Some(answer) = OptionFuture::from(page.as_mut()) => {
-                    page = None;
-                    self.list(answer?, out).await?;
+                Some(answer) = OptionFuture::from(page.as_mut().map(Fetch::answer)) => {
+                    let answer = answer?;
+                    // the server reads the next page while this one is taken in
+                    page = self.picture.after(&answer).map(|rest| self.fetch(rest));
+                    self.list(answer, out).await?;
                 }
                 item = watch.next() => {
                     self.take(item, &phase, out).await?;
@@ -307,11 +329,12 @@ impl Reflector {
         }
     }
 
-    fn next_page(&self) -> Option<BoxFuture<'static, Result<Page>>> {
-        let rest = self.picture.rest()?.clone();
+    fn fetch(&self, rest: Span) -> Fetch {
         let source = Arc::clone(&self.source);
         let opts = self.opts(None, false);
-        Some(Box::pin(async move { source.range(&rest, opts).await }))
+        let mut task = JoinSet::new();
+        task.spawn(async move { source.range(&rest, opts).await });
+        Fetch(task)
     }
 
     /// Moves to the next phase when its condition is met.

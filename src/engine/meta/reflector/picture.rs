@@ -1,6 +1,7 @@
 //! What the consumer has been told, as key and revision only, and how a page or a change alters it. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Bound;
 
 use bytes::Bytes;
@@ -52,6 +53,14 @@ impl Picture {
         self.listing.as_ref()?.rest.as_ref()
     }
 
+    /// What is to be read after `page`, which has not been taken in yet; `None` when it is the last.
+    pub fn after(&self, page: &Page) -> Option<Span> {
+        match page.kvs.last() {
+            Some(last) if page.more => Some(self.rest()?.after(&last.key)),
+            _ => None,
+        }
+    }
+
     /// Once all pages are there: the revision that the watch must pass before the picture is one of one moment.
     pub fn target(&self) -> Option<MetaRev> {
         let listing = self.listing.as_ref()?;
@@ -73,44 +82,48 @@ impl Picture {
 
     /// What a page changes, or `None` if it was read before the watch began.
     pub fn page(&mut self, page: Page) -> Option<Vec<Event>> {
+        let rest = self.after(&page);
         let listing = self.listing.as_mut()?;
         let here = listing.rest.take()?;
         if page.rev < listing.base {
             listing.rest = Some(here);
             return None;
         }
-        let rest = match page.kvs.last() {
-            Some(last) if page.more => Some(here.after(&last.key)),
-            _ => None,
-        };
         let end = match &rest {
             Some(rest) => Some(rest.start.clone()),
             None => here.end.clone(),
         };
-        let seen: BTreeSet<&MetaKey> = page.kvs.iter().map(|kv| &kv.key).collect();
         let place = (
             Bound::Included(MetaKey(here.start.clone())),
             end.clone()
                 .map_or(Bound::Unbounded, |end| Bound::Excluded(MetaKey(end))),
         );
-        let vanished: Vec<MetaKey> = self
-            .known
-            .range(place)
-            .filter(|(key, rev)| **rev <= page.rev && !seen.contains(key))
-            .map(|(key, _)| key.clone())
-            .collect();
-        let mut events = Vec::new();
-        for key in vanished {
-            self.known.remove(&key);
-            events.push(Event::Delete(key, page.rev));
+        let mut events = Vec::with_capacity(page.kvs.len());
+        if self.known.range(place.clone()).next().is_some() {
+            let seen: HashSet<&MetaKey> = page.kvs.iter().map(|kv| &kv.key).collect();
+            let vanished: Vec<MetaKey> = self
+                .known
+                .range(place)
+                .filter(|(key, rev)| **rev <= page.rev && !seen.contains(key))
+                .map(|(key, _)| key.clone())
+                .collect();
+            for key in vanished {
+                self.known.remove(&key);
+                events.push(Event::Delete(key, page.rev));
+            }
         }
-        drop(seen);
         for kv in page.kvs {
             let newer = |rev: Option<&MetaRev>| rev.is_some_and(|rev| *rev >= kv.mod_rev);
-            if newer(self.known.get(&kv.key)) || newer(listing.gone.get(&kv.key)) {
+            if newer(listing.gone.get(&kv.key)) {
                 continue;
             }
-            self.known.insert(kv.key.clone(), kv.mod_rev);
+            match self.known.entry(kv.key.clone()) {
+                Entry::Occupied(known) if *known.get() >= kv.mod_rev => continue,
+                Entry::Occupied(mut known) => *known.get_mut() = kv.mod_rev,
+                Entry::Vacant(place) => {
+                    place.insert(kv.mod_rev);
+                }
+            }
             events.push(Event::Put(kv));
         }
         listing.pages.push((end, page.rev));

@@ -1,0 +1,100 @@
+//! Plans without the right to write: the runner plans with it, and so does an attach that may only read.
+
+use std::sync::Arc;
+
+use super::registry::{Registry, kind_of};
+use super::{PlanCx, locks};
+use crate::engine::clock::Clock;
+use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::meta::{MetaRead, Span};
+use crate::engine::model::catalog::Catalog;
+use crate::engine::objects::ObjectRead;
+use crate::engine::plan::fence::{coordinator, session_spans};
+use crate::engine::plan::journal::Keys;
+use crate::engine::plan::{Check, Intent, Plan};
+use crate::engine::profile::Roots;
+
+/// Says what would happen.
+#[derive(Clone)]
+pub struct Planner {
+    meta: Arc<dyn MetaRead>,
+    objects: Option<ObjectRead>,
+    roots: Roots,
+    clock: Arc<dyn Clock>,
+    registry: Registry,
+    keys: Keys,
+    spans: Vec<Span>,
+}
+
+impl Planner {
+    /// Makes no request. Without objects every plan is refused: what it would do is in the bucket.
+    #[must_use]
+    pub fn new(
+        meta: Arc<dyn MetaRead>,
+        objects: Option<ObjectRead>,
+        roots: Roots,
+        clock: Arc<dyn Clock>,
+        registry: Registry,
+    ) -> Self {
+        Self {
+            keys: Keys::new(&roots),
+            spans: session_spans(&roots),
+            meta,
+            objects,
+            roots,
+            clock,
+            registry,
+        }
+    }
+
+    /// The sealed plan of an intent that a job answers, with the checks that every job has in common.
+    pub async fn plan(&self, intent: &Intent, catalog: Arc<Catalog>) -> Result<Plan> {
+        let Some(kind) = kind_of(intent) else {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "only the process that may write can stop a job",
+            )
+            .fix("ask the one that runs it"));
+        };
+        let Some(objects) = self.objects.clone() else {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "nothing can be planned without a bucket: what would be read, copied and deleted lies in it",
+            )
+            .fix("name the bucket too, e.g. --bucket s3://NAME/ROOT or --bucket file:///FOLDER"));
+        };
+        let cx = PlanCx {
+            meta: self.meta.clone(),
+            objects,
+            roots: self.roots.clone(),
+            clock: self.clock.clone(),
+            catalog,
+        };
+        let kind = self.registry.get(kind)?;
+        let mut plan = kind.plan(&cx, intent).await?;
+        let locks = kind.locks(&plan);
+        let busy = locks::in_the_way(&*self.meta, &self.keys, &locks).await?;
+        let names: Vec<String> = locks.into_iter().map(|l| l.name).collect();
+        plan.checks.push(Check {
+            name: "no other job is in the way".into(),
+            failed: busy.map(|e| e.to_string()),
+            detail: names.join(", "),
+        });
+        self.fenced(plan).await
+    }
+
+    /// The plan with the fence's check, sealed.
+    pub(super) async fn fenced(&self, mut plan: Plan) -> Result<Plan> {
+        let alive = coordinator(&*self.meta, &*self.clock, &self.spans).await?;
+        plan.checks.push(Check {
+            name: "no coordinator is registered".into(),
+            detail: if alive.is_none() {
+                "no session of any coordinator".into()
+            } else {
+                String::new()
+            },
+            failed: alive.map(|e| e.to_string()),
+        });
+        plan.sealed()
+    }
+}

@@ -1,0 +1,139 @@
+//! Our jobs as the journal has them: read once, then followed. Reads only, so an attach that may not write shows them too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::sync::watch;
+
+use crate::engine::clock::Clock;
+use crate::engine::error::{ErrorKind, Result};
+use crate::engine::ids::{JobId, KeyPrefix, MetaKey, MetaRev};
+use crate::engine::jobs::board::Board;
+use crate::engine::meta::{Event, MetaRead, RangeOpts, Span};
+use crate::engine::model::jobs::JobsView;
+use crate::engine::plan::journal::{JobRecord, Keys, from_json};
+use crate::engine::profile::Roots;
+
+/// Between two tries to read it.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// The journal of one root.
+pub(in crate::engine::jobs) struct Journal {
+    meta: Arc<dyn MetaRead>,
+    keys: Keys,
+    board: Arc<Board>,
+}
+
+impl Journal {
+    pub fn new(meta: Arc<dyn MetaRead>, keys: Keys, board: Arc<Board>) -> Self {
+        Self { meta, keys, board }
+    }
+
+    /// All job records: one short range each, because markers and pre-images lie between them. Answers the revision of the
+    /// first range, from which a watch misses nothing.
+    pub async fn read(&self) -> Result<MetaRev> {
+        let mut span = Span::prefix(&self.keys.jobs());
+        let mut first = None;
+        loop {
+            let opts = RangeOpts {
+                limit: 1,
+                ..RangeOpts::default()
+            };
+            let page = self.meta.range(&span, opts).await?;
+            first.get_or_insert(page.rev);
+            let Some(kv) = page.kvs.first() else {
+                return Ok(first.unwrap_or(page.rev));
+            };
+            if let Some(record) = self.record(&kv.key, &kv.value) {
+                self.board.learn(record);
+            }
+            // `/` is the last byte before `0`: the next start lies behind everything under this job.
+            let mut start = kv.key.0.to_vec();
+            start.push(b'0');
+            span.start = start.into();
+        }
+    }
+
+    /// The job, if the key is that of a record.
+    fn job(&self, key: &MetaKey) -> Option<JobId> {
+        let prefix = self.keys.jobs();
+        let id = key.0.strip_prefix(&prefix.bytes()[..])?;
+        std::str::from_utf8(id).ok()?.parse().ok()
+    }
+
+    /// The record, if the key is one. A record that cannot be read is left to the version that wrote it.
+    fn record(&self, key: &MetaKey, value: &[u8]) -> Option<JobRecord> {
+        self.job(key)?;
+        from_json(key, value).ok()
+    }
+
+    /// Follows it until the watch ends; `freed` runs whenever an owner has given the root back.
+    pub async fn watch<F: Future<Output = ()> + Send>(
+        &self,
+        from: MetaRev,
+        freed: impl Fn() -> F + Send + Sync,
+    ) -> Result<()> {
+        let owner = self.keys.owner();
+        let base = owner.text();
+        let base = base.trim_end_matches("owner");
+        let span = Span::prefix(&KeyPrefix::new(base));
+        let mut changes = self.meta.watch(span, from.next()).await?;
+        while let Some(batch) = changes.next().await {
+            let mut is_free = false;
+            for event in batch?.events {
+                match event {
+                    Event::Put(kv) => {
+                        if let Some(record) = self.record(&kv.key, &kv.value) {
+                            self.board.learn(record);
+                        }
+                    }
+                    Event::Delete(key, _) => {
+                        is_free |= key == owner;
+                        if let Some(id) = self.job(&key) {
+                            self.board.forget(id);
+                        }
+                    }
+                }
+            }
+            if is_free {
+                freed().await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Shows the jobs that other processes run, where none can be run. The task ends when every receiver is gone.
+pub fn look_on(
+    meta: Arc<dyn MetaRead>,
+    roots: &Roots,
+    clock: Arc<dyn Clock>,
+) -> watch::Receiver<Arc<JobsView>> {
+    let board = Arc::new(Board::new());
+    let view = board.subscribe();
+    let journal = Journal::new(meta, Keys::new(roots), board.clone());
+    tokio::spawn(async move {
+        let following = async {
+            loop {
+                if let Ok(rev) = journal.read().await {
+                    board.known();
+                    board.flush();
+                    // An error ends the watch, not the task: the journal is read again. What never changes needs no watch.
+                    if let Err(e) = journal.watch(rev, || std::future::ready(())).await
+                        && e.kind() == ErrorKind::Unsupported
+                    {
+                        std::future::pending::<()>().await;
+                    }
+                }
+                clock.sleep(PAUSE).await;
+            }
+        };
+        tokio::select! {
+            () = following => {}
+            () = board.publish(clock.clone()) => {}
+            () = board.unseen() => {}
+        }
+    });
+    view
+}
