@@ -15,12 +15,15 @@ use crate::engine::format::pb;
 use crate::engine::ids::{
     CollectionId, DbId, KeyPrefix, MetaKey, MetaRev, ObjectKey, SnapshotId, UnixMs,
 };
+use crate::engine::meta::check::ETCD_LIMITS;
 use crate::engine::meta::{RangeOpts, Span};
 use crate::engine::model::text;
 use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
 
 /// Missing objects named one by one in a plan; the rest is counted.
 const NAMED: usize = 1_000;
+/// Names in one error: it is journaled, and written into each watchable record.
+const IN_ERROR: usize = 100;
 /// Storage versions that can be copied: V1, V2, V3.
 const STORAGE: [i64; 3] = [0, 2, 3];
 
@@ -218,6 +221,8 @@ async fn contents(
                     sketch.children.len() + 1
                 )),
             );
+            let fits = record_fits(sketch.segments.len());
+            out.check("the job's record fits one value", fits);
             let mut files = sketch.files.clone();
             let missing = sizes(reads, &mut files).await?;
             if missing.is_empty() {
@@ -236,6 +241,37 @@ async fn contents(
     }
     out.source = Some(source);
     Ok(())
+}
+
+/// Whether the CopySegmentJob record of a restore of so many segments fits one value of etcd. It names each of them, and Milvus knows
+/// no other form: found out here, not when it is written.
+pub fn record_fits(segments: usize) -> Result<String> {
+    // The rest of the record, its key in journal and audit, and the reason when it fails.
+    const REST: usize = 64 << 10;
+    // Three ids of nine bytes, each with its tag; their length and their tag.
+    const MAPPING: usize = 32;
+    let most = (ETCD_LIMITS.bytes - REST) / MAPPING;
+    if segments <= most {
+        return Ok(format!("{segments} segments of at most {most}"));
+    }
+    Err(refuse(
+        format!(
+            "the snapshot has {segments} segments; the record of a restore holds at most {most}"
+        ),
+        "let Milvus compact the collection into fewer segments, and make a new snapshot",
+    ))
+}
+
+/// Names for an error, which the job's record keeps: not more than it can hold.
+pub(super) fn some_of<T: AsRef<str>>(names: &[T]) -> String {
+    let more = names.len().saturating_sub(IN_ERROR);
+    let tail = if more > 0 {
+        format!(", and {more} more")
+    } else {
+        String::new()
+    };
+    let named: Vec<&str> = names.iter().take(IN_ERROR).map(AsRef::as_ref).collect();
+    format!("{}{tail}", named.join(", "))
 }
 
 /// One failed check for each missing object, so that all of them are named.

@@ -9,6 +9,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::awareness;
 use super::cx::JobCx;
 use super::presence::look;
 use super::select::{Selection, metadata, objects, select};
@@ -194,6 +195,8 @@ impl Job for CreateSnapshot {
         let protection = (*protection_secs > PROTECTION_MAX)
             .then(|| format!("{protection_secs} s; Milvus allows {PROTECTION_MAX}"));
         let bytes = found.bytes();
+        let mut warnings = warnings(&source, &selection);
+        warnings.extend(awareness::warning(cx).await?);
         let record = record(
             &State::new(*collection, name, description, *protection_secs),
             &source,
@@ -255,7 +258,7 @@ impl Job for CreateSnapshot {
                 )],
                 ..ObjectChange::default()
             },
-            warnings: warnings(&source, &selection),
+            warnings,
             undo: "drop the snapshot".into(),
             danger: Danger::Low,
             type_to_confirm: None,
