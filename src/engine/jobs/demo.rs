@@ -212,7 +212,11 @@ impl Demo {
         if !missing.is_empty() {
             return Err(Error::new(
                 ErrorKind::Corrupt,
-                format!("{} objects are missing: {}", missing.len(), some_of(&missing)),
+                format!(
+                    "{} objects are missing: {}",
+                    missing.len(),
+                    some_of(&missing)
+                ),
             ));
         }
         cx.note(format!(
