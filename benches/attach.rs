@@ -82,7 +82,7 @@ fn measure(version: EtcdVersion) {
         bare.push(took);
         let before = cpu();
         let (handle, took) = runtime.block_on(attach(&endpoint));
-        spent += cpu() - before;
+        spent += cpu().saturating_sub(before);
         check(&handle, keys);
         engine.push(took);
         ratios.push(took.as_secs_f64() / bare[bare.len() - 1].as_secs_f64());
@@ -155,7 +155,7 @@ async fn bare_range(endpoint: &str) -> (usize, usize, Duration) {
     loop {
         let options = GetOptions::new()
             .with_range(end.clone())
-            .with_limit(DEFAULT_PAGE as i64);
+            .with_limit(i64::try_from(DEFAULT_PAGE).expect("a small number"));
         let answer = kv.get(from, Some(options)).await.expect("a page");
         keys += answer.kvs().len();
         bytes += answer

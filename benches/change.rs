@@ -95,7 +95,7 @@ async fn measure(etcd: &Etcd, target: &LabKey, place: &str) {
         .expect("the engine lives");
     let console = Console::open(&handle);
     let kv = etcd.client().await.kv_client();
-    let samples = sized(500, 20);
+    let samples = sized(300, 20);
 
     let alone = changes(&console, kv.clone(), target, samples, 1_000_000).await;
     report(&format!("change → cell, alone, {place}"), alone, QUIET);
@@ -182,7 +182,7 @@ async fn other_changes(mut kv: KvClient, stop: Arc<AtomicBool>) -> usize {
 
 /// `1,000,123`, as the list shows a count.
 fn grouped(n: u64) -> String {
-    falconer::ui::text::grouped(n as i64)
+    falconer::ui::text::grouped(n.cast_signed())
 }
 
 /// The console's loop on a thread of its own, as in the program, with the list of segments on screen.

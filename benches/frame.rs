@@ -3,6 +3,10 @@
 //! ```text
 //! tools/bench frame
 //! ```
+#![allow(
+    clippy::duplicate_mod,
+    reason = "the console of the tests brings its own captured cluster"
+)]
 
 mod common;
 #[path = "../tests/console/mod.rs"]

@@ -370,8 +370,13 @@ fn a_dump_is_never_written() {
         &["gc", "run"],
         &["demo"],
     ] {
-        refused(&home.dump(verb), 4, &["a dump is read-only"]);
+        refused(&home.dump(verb), 4, &["a dump is read-only", "--write"]);
     }
+    // A plan writes nothing, but what it says lies in the bucket too.
+    let plan = ["snapshot", "create", "analytics/books", "x", "--plan"];
+    refused(&home.dump(&plan), 9, &["without a bucket", "--bucket"]);
+    refused(&home.dump(&["gc", "plan"]), 9, &["without a bucket"]);
+    refused(&home.dump(&["restore", "watch", "1"]), 3, &["no job 1"]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use falconer::engine::error::Result;
 use falconer::engine::format::keys::{Key, Roots};
 use falconer::engine::format::{manifest, pb, snapshot};
 use falconer::engine::ids::{
-    CollectionId, MetaKey, MetaRev, ObjectKey, SegmentId, SnapshotId, UnixMs,
+    CollectionId, MetaKey, MetaRev, ObjectKey, SegmentId, SnapshotId, UnixMs, VChannel,
 };
 use falconer::engine::meta::embedded::EmbeddedStore;
 use falconer::engine::meta::etcd::EtcdStore;
@@ -469,6 +469,44 @@ async fn a_live_coordinator_is_named_and_its_clock_compared() {
         &["3601 s ago", "NTP"],
     );
     lab.clock = at(captured - 3_600_000);
+    expect(
+        &lab.run().await,
+        "clock",
+        Status::Warn,
+        &["behind what the cluster wrote", "NTP"],
+    );
+}
+
+#[tokio::test]
+async fn sentinels_and_the_far_future_say_nothing_of_a_clock() {
+    const TEN_YEARS_MS: u64 = 10 * 365 * 86_400_000;
+    let mut lab = Lab::load(Sessions::None).await;
+    let checkpoint = |number: u8, timestamp: u64| {
+        let channel = format!("by-dev-rootcoord-dml_{number}_470660334431902643v0");
+        let value = pb::msg::MsgPosition {
+            channel_name: channel.clone(),
+            timestamp,
+            ..Default::default()
+        };
+        (
+            Key::ChannelCheckpoint(VChannel(channel)),
+            value.encode_to_vec(),
+        )
+    };
+    let now = u64::try_from(lab.clock.0.0).unwrap();
+    // A dropped channel, the same with a logical part that differs, and what no clock wrote.
+    for (number, timestamp) in [
+        (1, u64::MAX),
+        (2, u64::MAX - 7),
+        (3, 0),
+        (4, (now + 5 * TEN_YEARS_MS) << 18),
+    ] {
+        let (key, value) = checkpoint(number, timestamp);
+        lab.put(&key, value).await;
+    }
+    expect(&lab.run().await, "clock", Status::Ok, &["2026-"]);
+    // A machine that has lost its clock stands in 1970, where everything is far ahead: that is worth a word.
+    lab.clock = at(1_000);
     expect(
         &lab.run().await,
         "clock",

@@ -230,7 +230,7 @@ fn schema(at: &str, ours: &Collection, truth: &Value) {
         "{at}: shards"
     );
     assert_eq!(
-        ours.created.0 as i64,
+        ours.created.0.cast_signed(),
         number(truth, "created_timestamp"),
         "{at}: created"
     );
@@ -351,7 +351,7 @@ fn partitions(at: &str, catalog: &Catalog, ours: &Collection, truth: &Value) {
     let mine: BTreeMap<i64, (String, i64)> = catalog
         .partitions_of(ours.id)
         .filter(|p| p.state.name == "Created")
-        .map(|p| (p.id.0, (p.name.to_string(), p.created.0 as i64)))
+        .map(|p| (p.id.0, (p.name.to_string(), p.created.0.cast_signed())))
         .collect();
     assert_eq!(mine, theirs, "{at}: partitions");
 

@@ -21,7 +21,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 pub async fn plan(handle: &Handle, intent: Intent) -> Result<std::sync::Arc<Plan>> {
     match handle.request(Request::Plan(intent)).await? {
         Reply::Planned(plan) => Ok(plan),
-        other => Err(unexpected(&other)),
+        _ => Err(unexpected()),
     }
 }
 
@@ -110,15 +110,12 @@ pub async fn apply_at(
         ));
     }
     let typed = confirm(&plan, args)?;
-    let job = match handle
-        .request(Request::Apply {
-            hash: plan.hash.clone(),
-            typed,
-        })
-        .await?
-    {
-        Reply::Accepted(job) => job,
-        other => return Err(unexpected(&other)),
+    let apply = Request::Apply {
+        hash: plan.hash.clone(),
+        typed,
+    };
+    let Reply::Accepted(job) = handle.request(apply).await? else {
+        return Err(unexpected());
     };
     if let Some(rate) = rate {
         hold(handle, job, rate).await?;
@@ -256,9 +253,10 @@ fn result(info: &JobInfo) -> Result<u8> {
     }
 }
 
-fn unexpected(reply: &Reply) -> Error {
+/// An answer to another question. It is not printed: it may hold a raw value.
+pub fn unexpected() -> Error {
     Error::new(
         ErrorKind::Internal,
-        format!("the engine answered something else: {reply:?}"),
+        "the engine answered another question than the one asked",
     )
 }

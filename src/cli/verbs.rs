@@ -295,9 +295,6 @@ pub async fn doctor(handle: &Handle, args: DoctorArgs, out: &mut (dyn Write + Se
 fn tree(reply: Reply, format: Format, out: &mut (dyn Write + Send)) -> Result<()> {
     match reply {
         Reply::Tree(tree) => output::tree(out, &tree, format),
-        other => Err(Error::new(
-            ErrorKind::Internal,
-            format!("the engine answered something else: {other:?}"),
-        )),
+        _ => Err(jobs::unexpected()),
     }
 }

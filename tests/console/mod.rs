@@ -189,6 +189,14 @@ pub struct Console {
 impl Console {
     /// On the captured cluster, with jobs, live.
     pub fn lab(size: (u16, u16), look: Look) -> Self {
+        let mut console = Self::captured(size, look, place(None));
+        console.feed(Msg::Jobs(jobs()));
+        console.live();
+        console
+    }
+
+    /// On the captured cluster and nothing else.
+    fn captured(size: (u16, u16), look: Look, place: Arc<Place>) -> Self {
         type Whole = (Arc<Catalog>, Arc<HashMap<MetaKey, KeyValue>>);
         static LAB: OnceLock<Whole> = OnceLock::new();
         let (whole, raw) = LAB.get_or_init(|| {
@@ -197,11 +205,9 @@ impl Console {
             let raw = keys.into_iter().map(|k| (k.key.clone(), k)).collect();
             (whole, Arc::new(raw))
         });
-        let mut console = Self::empty(size, look, place(None));
+        let mut console = Self::empty(size, look, place);
         console.raw = Arc::clone(raw);
         console.feed(Msg::Catalog(Arc::clone(whole)));
-        console.feed(Msg::Jobs(jobs()));
-        console.live();
         console
     }
 
@@ -381,10 +387,19 @@ fn named(name: &str) -> Option<KeyEvent> {
     }
 }
 
-/// The picture of the README: the overview.
+/// The picture of the README: the segments of the captured cluster, as `--dump tests/lab/etcd.jsonl.gz` shows them.
 pub fn picture_svg() -> String {
-    let mut console = Console::lab((130, 34), DARK);
-    console.press("<down><down>");
-    let title = "Falconer on a captured Milvus cluster";
+    let place = Place {
+        profile: "etcd.jsonl.gz".into(),
+        attach: "dump",
+        meta: "dump etcd.jsonl.gz by-dev/meta".into(),
+        bucket: "none".into(),
+        read_only: Some("a dump is read-only".into()),
+    };
+    let mut console = Console::captured((130, 34), DARK, Arc::new(place));
+    let rev = console.app.catalog.rev;
+    console.feed(Msg::Conn(Conn::Static { rev }));
+    console.press("3<down><down>");
+    let title = "Segments of a captured Milvus cluster in Falconer";
     picture::svg(&picture::render(&console.app, console.now), title)
 }

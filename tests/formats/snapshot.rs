@@ -505,6 +505,27 @@ fn properties_print_in_order_and_text_is_escaped() {
 }
 
 #[test]
+fn map_keys_are_sorted_so_that_the_same_input_gives_the_same_bytes() {
+    let mut m = metadata(&[3]);
+    let names: Vec<String> = (0..40).map(|i| format!("part_{i:02}")).collect();
+    let collection = m.collection.as_mut().unwrap();
+    collection.partitions = names.iter().rev().map(|n| (n.clone(), 7)).collect();
+    let text = write_metadata(&m).unwrap();
+    for _ in 0..4 {
+        let again = read_metadata(KEY, &text).unwrap();
+        assert_eq!(write_metadata(&again).unwrap(), text);
+    }
+    let text = String::from_utf8(text).unwrap();
+    let places: Vec<usize> = names
+        .iter()
+        .map(|n| text.find(&format!("\"{n}\"")).unwrap())
+        .collect();
+    assert!(places.is_sorted(), "{places:?}");
+    // The members themselves stay in the order of their fields.
+    assert!(text.find("\"format_version\"") < text.find("\"collection\""));
+}
+
+#[test]
 fn what_reading_would_drop_is_named() {
     assert!(unknown_members(KEY, EXAMPLE.as_bytes()).unwrap().is_empty());
     let newer = edited(|j| {

@@ -58,6 +58,8 @@ enum Act {
     Go,
     Before,
     After,
+    /// The process is dead: nothing is done and nobody is told.
+    Never,
 }
 
 impl Faults {
@@ -84,7 +86,7 @@ impl Faults {
         self.ops.lock().unwrap().clone()
     }
 
-    /// Crashes now.
+    /// Crashes now: from here on no call is answered.
     pub fn kill(&self) {
         self.dead.store(true, Ordering::SeqCst);
         self.crash.notify_one();
@@ -92,6 +94,12 @@ impl Faults {
 
     pub fn is_dead(&self) -> bool {
         self.dead.load(Ordering::SeqCst)
+    }
+
+    async fn end_if_dead(&self) {
+        if self.is_dead() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Returns when the crash has come; never without one.
@@ -103,7 +111,7 @@ impl Faults {
 
     fn enter(&self, what: String, write: bool) -> Act {
         if self.is_dead() {
-            return Act::Before;
+            return Act::Never;
         }
         let i = {
             let mut ops = self.ops.lock().unwrap();
@@ -116,7 +124,7 @@ impl Faults {
                 Mode::FailAfter => Act::After,
                 Mode::CrashBefore => {
                     self.kill();
-                    Act::Before
+                    Act::Never
                 }
                 Mode::CrashAfter => {
                     self.kill();
@@ -141,18 +149,24 @@ pub struct FaultMeta {
 
 impl FaultMeta {
     async fn read<T>(&self, what: String, call: impl Future<Output = Result<T>>) -> Result<T> {
+        // A real store always makes its caller wait: others get their turn here.
+        tokio::task::yield_now().await;
         match self.faults.enter(what.clone(), false) {
             Act::Go => call.await,
             Act::Before | Act::After => Err(unreachable(&what)),
+            Act::Never => std::future::pending().await,
         }
     }
 
     async fn write<T>(&self, what: String, call: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::task::yield_now().await;
         match self.faults.enter(what.clone(), true) {
             Act::Go => call.await,
             Act::Before => Err(unreachable(&what)),
+            Act::Never => std::future::pending().await,
             Act::After => {
                 let _ = call.await;
+                self.faults.end_if_dead().await;
                 Err(Error::new(
                     ErrorKind::OutcomeUnknown,
                     format!("{what}: made to time out"),
@@ -245,11 +259,14 @@ impl FaultObjects {
             store: "faults",
             source: format!("{what}: made to fail").into(),
         };
+        tokio::task::yield_now().await;
         match self.faults.enter(what.clone(), write) {
             Act::Go => call.await,
             Act::Before => Err(fail(what)),
+            Act::Never => std::future::pending().await,
             Act::After => {
                 let _ = call.await;
+                self.faults.end_if_dead().await;
                 Err(fail(what))
             }
         }
@@ -333,7 +350,8 @@ impl ObjectStore for FaultObjects {
         let what = format!("list {}", prefix.map_or("", |p| p.as_ref()));
         match self.faults.enter(what.clone(), false) {
             Act::Go => self.inner.list(prefix),
-            _ => futures::stream::once(async move {
+            Act::Never => futures::stream::pending().boxed(),
+            Act::Before | Act::After => futures::stream::once(async move {
                 Err(object_store::Error::Generic {
                     store: "faults",
                     source: what.into(),
@@ -468,6 +486,12 @@ pub async fn sweep(
     check(&world, "without faults").await;
     let ops = faults.ops();
     assert!(!ops.is_empty(), "a run without operations proves nothing");
+    let writes = ops.iter().filter(|op| op.write).count();
+    println!(
+        "sweep: {} operations, {writes} of them writes: {} runs",
+        ops.len(),
+        1 + 2 * (ops.len() + writes)
+    );
     let mut runs = 1;
     for (i, op) in ops.iter().enumerate() {
         for mode in [
@@ -506,6 +530,7 @@ pub async fn sweep(
             runs += 1;
         }
     }
+    assert_eq!(runs, 1 + 2 * (ops.len() + writes), "every one of them ran");
     runs
 }
 

@@ -9,5 +9,6 @@ pub mod lab;
 pub mod mem;
 pub mod process;
 pub mod s3;
+pub mod same;
 pub mod servers;
 pub mod snapshots;

@@ -4,7 +4,8 @@ use std::sync::LazyLock;
 
 use prost::Message;
 use prost_reflect::{
-    DescriptorPool, DeserializeOptions, DynamicMessage, Kind, MessageDescriptor, SerializeOptions,
+    DescriptorPool, DeserializeOptions, DynamicMessage, Kind, MessageDescriptor, ReflectMessage,
+    SerializeOptions,
 };
 
 use super::pb;
@@ -53,17 +54,49 @@ pub fn decode(full_name: &str, bytes: &[u8]) -> Result<DynamicMessage> {
     })
 }
 
-/// A message as indented JSON. Fields unknown to this version are not in it: protojson has no place for them.
+/// A message as indented JSON, the same message always as the same text: members in field order, map keys sorted.
+/// Fields unknown to this version are not in it: protojson has no place for them.
 pub fn print(message: &DynamicMessage) -> Result<String> {
-    let mut out = Vec::new();
-    message
-        .serialize_with_options(&mut serde_json::Serializer::pretty(&mut out), &OPTIONS)
-        .map_err(|cause| {
-            Error::new(ErrorKind::Internal, "a message did not print as JSON").caused_by(cause)
-        })?;
-    String::from_utf8(out).map_err(|cause| {
-        Error::new(ErrorKind::Internal, "printed JSON is not UTF-8").caused_by(cause)
+    let mut value = to_value(message)?;
+    sort_maps(&message.descriptor(), &mut value);
+    serde_json::to_string_pretty(&value).map_err(|cause| {
+        Error::new(ErrorKind::Internal, "a message did not print as JSON").caused_by(cause)
     })
+}
+
+/// Maps come out of memory in no order of their own. Numeric keys sort as numbers.
+fn sort_maps(of: &MessageDescriptor, value: &mut serde_json::Value) {
+    let serde_json::Value::Object(members) = value else {
+        return;
+    };
+    for (name, member) in members {
+        let Some(field) = of.get_field_by_name(name) else {
+            continue;
+        };
+        let kind = field.kind();
+        if let (true, serde_json::Value::Object(entries), Kind::Message(entry)) =
+            (field.is_map(), &mut *member, &kind)
+        {
+            let text = entry.map_entry_key_field().kind() == Kind::String;
+            let mut sorted: Vec<_> = std::mem::take(entries).into_iter().collect();
+            sorted.sort_by_cached_key(|(key, _)| {
+                let number = if text { None } else { key.parse::<i128>().ok() };
+                (number, key.clone())
+            });
+            entries.extend(sorted);
+            if let Kind::Message(inner) = entry.map_entry_value_field().kind() {
+                entries.values_mut().for_each(|v| sort_maps(&inner, v));
+            }
+            continue;
+        }
+        let Kind::Message(inner) = &kind else {
+            continue;
+        };
+        match member {
+            serde_json::Value::Array(items) => items.iter_mut().for_each(|v| sort_maps(inner, v)),
+            one => sort_maps(inner, one),
+        }
+    }
 }
 
 /// A message as a JSON value.

@@ -56,9 +56,29 @@ pub trait CopyHost: Send + Sync {
 pub struct Done {
     /// All files before this index are done.
     pub cursor: u32,
-    /// Done out of order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Done out of order. Journaled as runs: one early gap must not write out everything behind it.
+    #[serde(default, rename = "runs", with = "runs")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub beyond: Vec<u32>,
+}
+
+/// Ascending numbers as pairs of a first one and how many follow each other.
+mod runs {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[expect(clippy::ptr_arg, reason = "serde passes the field as it is")]
+    pub fn serialize<S: Serializer>(all: &Vec<u32>, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(
+            all.chunk_by(|a, b| a.checked_add(1) == Some(*b))
+                .map(|run| (run[0], run.len() as u32)),
+        )
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u32>, D::Error> {
+        let runs = Vec::<(u32, u32)>::deserialize(from)?;
+        let run = |(first, many): (u32, u32)| first..first.saturating_add(many);
+        Ok(runs.into_iter().flat_map(run).collect())
+    }
 }
 
 impl Done {

@@ -209,6 +209,11 @@ impl JobCx {
         self.executor.commit(&self.who, &change).await
     }
 
+    /// The same for records that this job made itself and that nobody else writes: what they held is not kept.
+    pub async fn commit_own(&self, change: Change) -> Result<Committed> {
+        self.executor.commit_own(&self.who, &change).await
+    }
+
     /// Makes the object `key` consist of `bytes`.
     pub async fn put_object(&self, key: &ObjectKey, bytes: Bytes) -> Result<()> {
         self.bound()?;
@@ -219,6 +224,11 @@ impl JobCx {
     pub async fn copy_object(&self, from: &ObjectKey, to: &ObjectKey) -> Result<u64> {
         self.bound()?;
         self.executor.copy_object(from, to).await
+    }
+
+    /// One try of [`Self::copy_object`], its size not looked at: the copy pool repeats, and the job's check lists.
+    pub async fn copy_once(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()> {
+        self.executor.copy_once(from, to).await
     }
 
     /// Removes one object; `false` when it was not there.

@@ -16,7 +16,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::cx::JobCx;
-use super::restore_copy::some;
+use super::restore_plan::some_of;
 use super::{Job, Lock, Next, PlanCx};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
@@ -212,7 +212,7 @@ impl Demo {
         if !missing.is_empty() {
             return Err(Error::new(
                 ErrorKind::Corrupt,
-                format!("{} objects are missing: {}", missing.len(), some(&missing)),
+                format!("{} objects are missing: {}", missing.len(), some_of(&missing)),
             ));
         }
         cx.note(format!(

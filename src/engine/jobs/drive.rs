@@ -10,8 +10,7 @@ use super::board::{Board, Running};
 use super::cx::{Children, JobCx, cut};
 use super::registry::Kind;
 use crate::engine::error::{Error, ErrorKind, Result};
-use crate::engine::ids::MetaKey;
-use crate::engine::meta::{Cond, Span, Write};
+use crate::engine::meta::{Cond, RangeOpts, Span, Write};
 use crate::engine::model::jobs::JobState;
 use crate::engine::plan::execute::Executor;
 use crate::engine::plan::journal::{JobRecord, from_json, json};
@@ -22,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(10);
 /// Notes kept of a record that is too large.
 const SHORT: usize = 10;
+/// Keys looked up at once when many are deleted.
+const PAGE: usize = 1_000;
 /// Keys deleted at once.
 const BATCH: usize = 50;
 
@@ -65,7 +66,6 @@ impl Driver {
     pub async fn run(mut self) {
         self.running.dials.set_notes(self.record.notes.clone());
         self.running.dials.meter.resume(self.record.progress);
-        self.running.dials.set_throttle(self.record.rate);
         let mut wait = Duration::from_millis(200);
         while !self.record.state.ended() {
             if !self.holds() && !self.regain().await {
@@ -203,6 +203,12 @@ impl Driver {
             self.record.error = Some(cut(why.to_string()));
         }
         self.back = Some(why.clone());
+        // Taken up again and then taken back: what it came to is what has to be said.
+        if let Some(how) = &mut self.record.recovered
+            && let Some(rest) = how.strip_prefix("resumed: ")
+        {
+            *how = format!("undone: {rest}; it could not go on from there");
+        }
     }
 
     fn fail(&mut self, e: &Error, what: &str) {
@@ -450,13 +456,19 @@ pub(super) fn again(e: &Error) -> bool {
 
 /// Deletes our own keys of a span, one by one by name.
 pub(super) async fn delete_under(executor: &Executor, span: &Span) -> Result<()> {
-    let keys: Vec<MetaKey> = {
-        let page = executor.reader().range_all(span).await?;
-        page.kvs.into_iter().map(|kv| kv.key).collect()
+    let opts = RangeOpts {
+        limit: PAGE,
+        keys_only: true,
+        ..RangeOpts::default()
     };
-    for batch in keys.chunks(BATCH) {
-        let writes: Vec<Write> = batch.iter().cloned().map(Write::Delete).collect();
-        executor.note(&writes).await?;
+    loop {
+        let page = executor.reader().range(span, opts).await?;
+        for batch in page.kvs.chunks(BATCH) {
+            let gone = batch.iter().map(|kv| Write::Delete(kv.key.clone()));
+            executor.note(&gone.collect::<Vec<_>>()).await?;
+        }
+        if !page.more {
+            return Ok(());
+        }
     }
-    Ok(())
 }

@@ -13,7 +13,8 @@ use sha2::{Digest, Sha256};
 
 use super::cx::JobCx;
 use super::gc_plan::{Filter, Item, belongings, items, plan, simulate};
-use super::gc_scan::{Scan, Seen, scan};
+use super::gc_scan::{Belongings, Scan, Seen, scan};
+use super::identity::own_bucket;
 use super::restore::reads;
 use super::restore_source::{Reads, hex};
 use super::{Job, Lock, Next, PlanCx};
@@ -21,7 +22,7 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::paths::ObjPath;
 use crate::engine::ids::{CollectionId, DbId, MetaKey, ObjectKey, SnapshotId, UnixMs};
-use crate::engine::meta::{Cond, RangeOpts, Span, Write};
+use crate::engine::meta::{Cond, Write};
 use crate::engine::model::gc::{Rule, Verdict};
 use crate::engine::model::holds::Tolerances;
 use crate::engine::model::jobs::JobKind;
@@ -179,21 +180,11 @@ impl Job for Gc {
         };
         let filter = Filter::of(intent)?;
         let cutoff = cx.clock.now();
-        let rev = cx
-            .meta
-            .range(
-                &Span::prefix(&Family::Snapshot.prefix(&cx.roots)),
-                RangeOpts {
-                    limit: 1,
-                    keys_only: true,
-                    ..RangeOpts::default()
-                },
-            )
-            .await?
-            .rev;
         let found = scan(&reads, cutoff, Tolerances::default(), None).await?;
         let simulated = simulate(&reads, &found, &filter).await?;
-        Ok(plan(intent, &found, &simulated, rev))
+        let mut plan = plan(intent, &found, &simulated, found.rev);
+        plan.checks.push(own_bucket(&reads, &found).await?);
+        Ok(plan)
     }
 
     fn locks(&self, _: &Plan) -> Vec<Lock> {
@@ -223,6 +214,12 @@ impl Job for Gc {
         }
         if state.cutoff == UnixMs(0) {
             state.cutoff = cx.clock.now();
+            let found = self.scan(cx, state.cutoff).await?;
+            // Before anything is deleted: every object would be missing from a wrong bucket, and every record forgotten.
+            if let Some(why) = own_bucket(&reads(cx), &found).await?.failed {
+                return Err(Error::new(ErrorKind::Conflict, why)
+                    .fix("name the cluster's own bucket and root, then plan again"));
+            }
             return Ok(Next::Step(state));
         }
         self.sweep(cx, state).await
@@ -259,8 +256,15 @@ async fn collect(cx: &JobCx, found: &Scan, filter: &Filter, item: &Item) -> Resu
             else {
                 return Ok(Fate::Kept);
             };
-            if !unmoved(cx, &mine.records).await? || !same_snapshots(cx, found, collection).await? {
+            let judged_by = judged_by(cx, found, item, mine);
+            if !unmoved(cx, &mine.records).await?
+                || !all_hold(cx, &judged_by).await?
+                || !same_snapshots(cx, found, collection).await?
+            {
                 return Ok(Fate::Moved);
+            }
+            for key in &mine.strangers {
+                cx.note(format!("kept: {key}, which {item:?} names, is not its own"));
             }
             let mut objects: Vec<ObjectKey> = mine.objects.iter().cloned().collect();
             for folder in &mine.folders {
@@ -271,16 +275,17 @@ async fn collect(cx: &JobCx, found: &Scan, filter: &Filter, item: &Item) -> Resu
                 .iter()
                 .find(|key| !found.world.held_file(key).is_empty())
             {
-                cx.note(format!(
-                    "kept: {item:?}, because a snapshot refers to {key}"
-                ));
+                cx.note(format!("kept: {item}, because a snapshot refers to {key}"));
                 return Ok(Fate::Kept);
             }
             let Some(gone) = remove(cx, item, &objects).await? else {
                 return Ok(Fate::Failed);
             };
-            let conds = snapshot_conds(cx, found, collection);
-            forget(cx, item, &mine.records, conds).await?;
+            let mut conds = snapshot_conds(cx, found, collection);
+            conds.extend(judged_by);
+            if !forget(cx, item, &mine.records, conds).await? {
+                return Ok(Fate::Moved);
+            }
             Ok(Fate::Collected {
                 rule,
                 objects: gone,
@@ -313,7 +318,9 @@ async fn collect(cx: &JobCx, found: &Scan, filter: &Filter, item: &Item) -> Resu
             if !left.kvs.is_empty() {
                 return Ok(Fate::Moved);
             }
-            forget(cx, item, std::slice::from_ref(seen), conds).await?;
+            if !forget(cx, item, std::slice::from_ref(seen), conds).await? {
+                return Ok(Fate::Moved);
+            }
             Ok(Fate::Collected { rule, objects: 0 })
         }
     }
@@ -364,7 +371,9 @@ async fn snapshot(
     let Some(gone) = remove(cx, item, &objects).await? else {
         return Ok(Fate::Failed);
     };
-    forget(cx, item, std::slice::from_ref(seen), Vec::new()).await?;
+    if !forget(cx, item, std::slice::from_ref(seen), Vec::new()).await? {
+        return Ok(Fate::Moved);
+    }
     Ok(Fate::Collected {
         rule,
         objects: gone,
@@ -376,6 +385,41 @@ async fn unmoved(cx: &JobCx, records: &[Seen]) -> Result<bool> {
     for seen in records {
         let now = cx.meta.get(&seen.key).await?;
         if now.is_none_or(|kv| kv.mod_rev != seen.rev) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What an index row's verdict rests on beside the row: its definition and its segment, each absent or as it was.
+fn judged_by(cx: &JobCx, found: &Scan, item: &Item, mine: &Belongings) -> Vec<Cond> {
+    let Item::Build(id) = item else {
+        return Vec::new();
+    };
+    let row = mine.records.last();
+    let key = row.and_then(|seen| Key::parse(&cx.roots, &seen.key.0).known());
+    let (Some(Key::SegmentIndex(c, p, s, _)), Some(facts)) = (key, found.world.builds.get(id))
+    else {
+        return Vec::new();
+    };
+    [Key::FieldIndex(c, facts.index), Key::Segment(c, p, s)]
+        .map(|key| key.to_key(&cx.roots))
+        .map(|key| match found.judged_by.get(&key) {
+            Some(rev) => Cond::At(key, *rev),
+            None => Cond::Absent(key),
+        })
+        .into()
+}
+
+/// Whether conditions of these two kinds hold now.
+async fn all_hold(cx: &JobCx, conds: &[Cond]) -> Result<bool> {
+    for cond in conds {
+        let (key, want) = match cond {
+            Cond::At(key, rev) => (key, Some(*rev)),
+            Cond::Absent(key) => (key, None),
+            _ => continue,
+        };
+        if cx.meta.get(key).await?.map(|kv| kv.mod_rev) != want {
             return Ok(false);
         }
     }
@@ -415,7 +459,7 @@ async fn remove(cx: &JobCx, item: &Item, objects: &[ObjectKey]) -> Result<Option
                 return Err(e);
             }
             Err(e) => {
-                cx.note(format!("kept: {item:?}, because {e}"));
+                cx.note(format!("kept: {item}, because {e}"));
                 return Ok(None);
             }
         }
@@ -423,8 +467,9 @@ async fn remove(cx: &JobCx, item: &Item, objects: &[ObjectKey]) -> Result<Option
     Ok(Some(gone))
 }
 
-/// Deletes records, the main one last. The change is named after its keys: what is left after a crash is another change.
-async fn forget(cx: &JobCx, item: &Item, records: &[Seen], mut conds: Vec<Cond>) -> Result<()> {
+/// Deletes records, the main one last; `false` when one of them, or what it rests on, has moved: then they stay. The change is named
+/// after its keys: what is left after a crash is another change.
+async fn forget(cx: &JobCx, item: &Item, records: &[Seen], mut conds: Vec<Cond>) -> Result<bool> {
     let mut hash = Sha256::new();
     for seen in records {
         hash.update(&seen.key.0);
@@ -438,7 +483,7 @@ async fn forget(cx: &JobCx, item: &Item, records: &[Seen], mut conds: Vec<Cond>)
         Item::Snapshot(_) => "snapshot",
         Item::Checkpoint(_) => "checkpoint",
     };
-    cx.commit(Change {
+    let change = Change {
         name: format!("{kind}-{name}"),
         conds,
         writes: records
@@ -446,9 +491,15 @@ async fn forget(cx: &JobCx, item: &Item, records: &[Seen], mut conds: Vec<Cond>)
             .map(|seen| Write::Delete(seen.key.clone()))
             .collect(),
         atomic: false,
-    })
-    .await?;
-    Ok(())
+    };
+    match cx.commit(change).await {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == ErrorKind::Conflict => {
+            cx.note(format!("kept for now: {item:?}, because {e}"));
+            Ok(false)
+        }
+        Err(e) => Err(e),
+    }
 }
 
 /// Nothing that was collected is still there, and every live snapshot still has all its objects.

@@ -1,6 +1,7 @@
 //! What one garbage collection pass would take, and what keeps the rest: the executor's own verdicts without its last step.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use futures::TryStreamExt;
 use serde::Serialize;
@@ -15,6 +16,7 @@ use crate::engine::ids::{
 };
 use crate::engine::model::gc::{self, Rule, Verdict};
 use crate::engine::model::holds::{Hold, Owner, Reason};
+use crate::engine::model::text::bytes;
 use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
 
 /// One thing that a rule looks at. Sorts in the order it is worked on.
@@ -29,6 +31,17 @@ pub enum Item {
     Snapshot(SnapshotId),
     /// A channel checkpoint.
     Checkpoint(VChannel),
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Segment(id) => write!(f, "segment {id}"),
+            Self::Build(id) => write!(f, "index build {id}"),
+            Self::Snapshot(id) => write!(f, "snapshot {id}"),
+            Self::Checkpoint(channel) => write!(f, "checkpoint of {channel}"),
+        }
+    }
 }
 
 impl Item {
@@ -179,7 +192,7 @@ pub async fn simulate(reads: &Reads<'_>, scan: &Scan, filter: &Filter) -> Result
     let mut snapshots: BTreeMap<SnapshotId, Rule> = BTreeMap::new();
     for item in items(scan, filter) {
         match item.verdict(scan) {
-            Verdict::Keep(holds) => out.keep(|| format!("{item:?}"), &holds, None),
+            Verdict::Keep(holds) => out.keep(|| item.to_string(), &holds, None),
             Verdict::Collect { rule } if filter.wants(rule) => {
                 if let Some(mine) = belongings(scan, &item) {
                     goes.extend(mine.objects.iter().map(|key| (key.clone(), rule)));
@@ -273,11 +286,11 @@ pub fn plan(intent: &Intent, scan: &Scan, found: &Simulation, rev: MetaRev) -> P
             "report, not delete,"
         };
         steps.push(format!(
-            "{}: {verb} {} with {} objects, {} bytes",
+            "{}: {verb} {} with {} objects, {}",
             rule.name(),
             tally.items,
             tally.objects,
-            tally.bytes
+            bytes(tally.bytes)
         ));
     }
     let mut warnings: Vec<String> = found
@@ -290,11 +303,11 @@ pub fn plan(intent: &Intent, scan: &Scan, found: &Simulation, rev: MetaRev) -> P
                 .and_then(|list| list.first())
                 .map_or_else(String::new, |(what, hold)| format!(", e.g. {what}: {hold}"));
             format!(
-                "kept because {}: {} records, {} objects of {} bytes{example}",
+                "kept because {}: {} records, {} objects of {}{example}",
                 reason.code(),
                 tally.items,
                 tally.objects,
-                tally.bytes
+                bytes(tally.bytes)
             )
         })
         .collect();
@@ -306,8 +319,9 @@ pub fn plan(intent: &Intent, scan: &Scan, found: &Simulation, rev: MetaRev) -> P
     );
     if found.unknown.objects > 0 {
         warnings.push(format!(
-            "{} objects of {} bytes are of kinds that are never touched",
-            found.unknown.objects, found.unknown.bytes
+            "{} objects of {} are of kinds that are never touched",
+            found.unknown.objects,
+            bytes(found.unknown.bytes)
         ));
     }
     let deleting = found.by_rule.iter().filter(|(rule, _)| rule.deletes());
@@ -316,8 +330,9 @@ pub fn plan(intent: &Intent, scan: &Scan, found: &Simulation, rev: MetaRev) -> P
     Plan {
         intent: intent.clone(),
         title: format!(
-            "garbage collection: {} records, {deletes} objects, {delete_bytes} bytes",
-            found.collect.len()
+            "garbage collection: {} records, {deletes} objects, {}",
+            found.collect.len(),
+            bytes(delete_bytes)
         ),
         checks: vec![Check {
             name: "references are read".into(),

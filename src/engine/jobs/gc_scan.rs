@@ -6,7 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 
+pub use super::belongings::{Belongings, Seen};
 use super::restore_source::Reads;
+use super::runner::records;
+use super::standing::Standing;
 use crate::engine::error::Result;
 use crate::engine::format::binlog;
 use crate::engine::format::codec::{Decoded, decode, is_tombstone};
@@ -18,42 +21,13 @@ use crate::engine::ids::{
     BuildId, CollectionId, FieldId, IndexId, JobId, MetaKey, MetaRev, ObjectKey, PartitionId,
     PinId, SegmentId, SnapshotId, Tso, UnixMs, UnixNs, VChannel,
 };
-use crate::engine::meta::KeyValue;
+use crate::engine::meta::{KeyValue, Span};
 use crate::engine::model::data::Pin;
 use crate::engine::model::holds::{
     self, BuildFacts, ChannelFacts, Reference, SegmentFacts, SnapshotFacts, Tolerances, Work, World,
 };
 use crate::engine::plan::Intent;
 use crate::engine::plan::journal::{JobRecord, Keys};
-
-/// A record that a delete would remove, as it was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// Key.
-    pub key: MetaKey,
-    /// Its revision.
-    pub rev: MetaRev,
-}
-
-impl Seen {
-    fn of(kv: &KeyValue) -> Self {
-        Self {
-            key: kv.key.clone(),
-            rev: kv.mod_rev,
-        }
-    }
-}
-
-/// What belongs to one segment or build: its records, the main one last, and its objects.
-#[derive(Clone, Debug, Default)]
-pub struct Belongings {
-    /// Records, in the order they are deleted.
-    pub records: Vec<Seen>,
-    /// Objects by name.
-    pub objects: BTreeSet<ObjectKey>,
-    /// Folders of which every object belongs to it (storage V3).
-    pub folders: BTreeSet<ObjectKey>,
-}
 
 /// Everything read.
 #[derive(Debug, Default)]
@@ -70,6 +44,10 @@ pub struct Scan {
     pub checkpoints: BTreeMap<VChannel, Seen>,
     /// Database ids that collection records were found under.
     pub databases: BTreeSet<i64>,
+    /// Index definitions and segments as index rows were judged by them, tombstones included.
+    pub judged_by: BTreeMap<MetaKey, MetaRev>,
+    /// The revision that all of it was read at.
+    pub rev: MetaRev,
     /// What could not be read, in words.
     pub unreadable: Vec<String>,
 }
@@ -99,14 +77,24 @@ impl Scan {
     }
 }
 
-/// Reads it all, as of now; `cutoff` is fixed before the first question. `me` is left out of the running work.
+/// Reads it all, as of now and at one revision: a verdict joins records of many families. `cutoff` is fixed before the first
+/// question. `me` is left out of the running work.
 pub async fn scan(
     reads: &Reads<'_>,
     cutoff: UnixMs,
     tolerances: Tolerances,
     me: Option<JobId>,
 ) -> Result<Scan> {
-    let mut out = Scan::default();
+    let any = Span::prefix(&Family::Snapshot.prefix(reads.roots));
+    let standing = Standing::now(reads.meta, &any).await?;
+    let reads = &Reads {
+        meta: &standing,
+        ..*reads
+    };
+    let mut out = Scan {
+        rev: standing.at(),
+        ..Scan::default()
+    };
     out.world.now = cutoff;
     out.world.tolerances = tolerances;
     collections(reads, &mut out).await?;
@@ -116,7 +104,7 @@ pub async fn scan(
     loaded(reads, &mut out).await?;
     foreign_work(reads, &mut out).await?;
     our_work(reads, &mut out, me).await?;
-    // Last: a snapshot that comes into being meanwhile is seen, one that is dropped meanwhile holds once more.
+    // One that comes into being later is found by the look right before a deletion.
     snapshots(reads, &mut out).await?;
     out.world = std::mem::take(&mut out.world).indexed();
     Ok(out)
@@ -195,6 +183,7 @@ async fn indexes(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
             out.bad(None, format!("index key {} cannot be read", kv.key));
             continue;
         };
+        out.judged_by.insert(kv.key.clone(), kv.mod_rev);
         let key = Key::FieldIndex(c, id);
         if let Some(index) = read::<pb::index::FieldIndex>(out, &key, &kv, Some(c))
             && !index.deleted
@@ -234,7 +223,7 @@ async fn indexes(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
             Belongings {
                 records: vec![Seen::of(&kv)],
                 objects,
-                folders: BTreeSet::new(),
+                ..Belongings::default()
             },
         );
         out.world.builds.insert(
@@ -261,6 +250,7 @@ async fn segments(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
             out.bad(None, format!("segment key {} cannot be read", kv.key));
             continue;
         };
+        out.judged_by.insert(kv.key.clone(), kv.mod_rev);
         let key = Key::Segment(c, p, s);
         let Some(info) = read::<pb::data::SegmentInfo>(out, &key, &kv, Some(c)) else {
             continue;
@@ -286,7 +276,7 @@ async fn segments(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
                 ),
             }
         } else if !info.manifest_path.is_empty() {
-            mine.objects.insert(ObjectKey(info.manifest_path.clone()));
+            mine.take(root, (c, s), &info.manifest_path);
         }
         inline_logs(reads, out, (c, p, s), &info, &mut mine);
         field_files(root, (c, p, s), &info, &mut mine);
@@ -415,12 +405,11 @@ fn field_files(root: &str, (c, p, s): Place, info: &pb::data::SegmentInfo, mine:
         return;
     }
     let mut add = |full: &str, key: ObjectKey| {
-        let text = if full.contains('/') && ObjPath::parse(root, full).known().is_some() {
-            ObjectKey(full.to_owned())
+        if full.contains('/') && ObjPath::parse(root, full).known().is_some() {
+            mine.take(root, (c, s), full);
         } else {
-            key
-        };
-        mine.objects.insert(text);
+            mine.objects.insert(key);
+        }
     };
     for stats in info.text_stats_logs.values() {
         for file in &stats.files {
@@ -570,13 +559,10 @@ async fn foreign_work(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
 async fn our_work(reads: &Reads<'_>, out: &mut Scan, me: Option<JobId>) -> Result<()> {
     let keys = Keys::new(reads.roots);
     let prefix = keys.jobs();
-    let page = reads
-        .meta
-        .range_all(&crate::engine::meta::Span::prefix(&prefix))
-        .await?;
-    for kv in page.kvs {
+    let (kvs, _) = records(reads.meta, &keys).await?;
+    for kv in kvs {
         let rest = &kv.key.0[prefix.bytes().len()..];
-        // Below a job's record are its marks and pre-images.
+        // What lies below a record that is gone.
         if rest.contains(&b'/') {
             continue;
         }
@@ -618,7 +604,7 @@ async fn snapshots(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
             continue;
         };
         let reference = match info.state {
-            0 | 2 => reference(reads, &kv.value).await,
+            0 | 2 => reference(reads, &kv.value).await?,
             _ => Reference::NotLoaded,
         };
         if let Reference::Failed(why) = &reference {
@@ -653,12 +639,14 @@ async fn snapshots(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
 }
 
 /// Reads JSON and all manifests: ids alone would not protect the files of compaction descendants.
-async fn reference(reads: &Reads<'_>, record: &Bytes) -> Reference {
+///
+/// A store that does not answer is no verdict on a snapshot: that error ends the scan, which is taken again.
+async fn reference(reads: &Reads<'_>, record: &Bytes) -> Result<Reference> {
     let info = match pb::data::SnapshotInfo::decode(record.clone()) {
         Ok(info) => info,
-        Err(e) => return Reference::Failed(e.to_string()),
+        Err(e) => return Ok(Reference::Failed(e.to_string())),
     };
-    match reads.read_source(info).await {
+    Ok(match reads.read_source(info).await {
         Ok(source) => match super::restore_files::references(
             &source,
             reads.objects.root(),
@@ -667,6 +655,7 @@ async fn reference(reads: &Reads<'_>, record: &Bytes) -> Reference {
             Ok(refs) => Reference::Loaded(Arc::new(refs)),
             Err(e) => Reference::Failed(e.to_string()),
         },
+        Err(e) if e.is_transient() => return Err(e),
         Err(e) => Reference::Failed(e.to_string()),
-    }
+    })
 }

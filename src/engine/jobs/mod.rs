@@ -1,6 +1,8 @@
 //! Jobs are step machines (law 7): the state is journaled after each step, each step is idempotent, a crash at any point
 //! resumes or undoes. This file is the contract between a job and its runner.
 
+mod awareness;
+mod belongings;
 mod board;
 pub mod copy;
 pub mod cx;
@@ -9,6 +11,7 @@ mod drive;
 pub mod gc;
 pub mod gc_plan;
 pub mod gc_scan;
+pub mod identity;
 mod locks;
 pub mod meter;
 pub mod planner;
@@ -33,6 +36,7 @@ pub mod snapshot_create;
 pub mod snapshot_drop;
 mod snapshot_undo;
 pub mod source;
+pub mod standing;
 pub mod verify;
 
 use std::sync::Arc;

@@ -61,7 +61,7 @@ impl Planner {
                 ErrorKind::Unsupported,
                 "nothing can be planned without a bucket: what would be read, copied and deleted lies in it",
             )
-            .fix("name the bucket too (--bucket and --endpoint, or --local)"));
+            .fix("name the bucket too, e.g. --bucket s3://NAME/ROOT or --bucket file:///FOLDER"));
         };
         let cx = PlanCx {
             meta: self.meta.clone(),

@@ -50,6 +50,9 @@ impl Presence {
             // Writing to a String cannot fail.
             let _ = write!(text, " and {} more", self.missing.len() - NAMED);
         }
+        if self.sizes.is_empty() {
+            text.push_str("; not one is there: do minio.bucketName and minio.rootPath name this cluster's bucket?");
+        }
         Some(text)
     }
 

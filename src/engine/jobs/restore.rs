@@ -11,13 +11,13 @@ use async_trait::async_trait;
 
 use super::copy::{self, Done, Ran};
 use super::cx::JobCx;
-use super::restore_copy::{Host, digest, progress, size_up, some, standing, starts};
+use super::restore_copy::{Host, digest, progress, size_up, standing, starts};
 use super::restore_map::{Blueprint, Source, draw, ids_needed};
 use super::restore_names::name_is_free;
 use super::restore_pin::{HeldPin, gone, keep_pin, release_pin, set_pin};
 use super::restore_source::{Reads, prefixes};
 pub use super::restore_state::{Range, State, Step};
-use super::restore_watch::Watchable;
+use super::restore_watch::{Watchable, complete};
 use super::{Job, Lock, Next, PlanCx, restore_plan, restore_undo, verify};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key};
@@ -222,12 +222,13 @@ impl Restore {
                 .filter(|(i, _)| !good.has(*i))
                 .map(|(_, f)| format!("{} ({:?} of {} bytes)", f.to, there.get(&f.to), f.size))
                 .collect();
+            let short: Vec<&str> = short.iter().map(String::as_str).collect();
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
                     "{} copied objects are missing or short: {}",
                     short.len(),
-                    some(&short)
+                    restore_plan::some_of(&short)
                 ),
             )
             .fix("check the object store's health"));
@@ -274,20 +275,12 @@ impl Restore {
     }
 
     async fn publish(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
-        let Some(ended) = state.ended else {
-            // Journaled first, so that the transaction is the same one when it is tried again.
+        if state.ended.is_none() {
+            // Journaled first: whoever finds the collection published knows since when.
             state.ended = Some(cx.clock.now());
             return Ok(Next::Step(state));
-        };
+        }
         let loaded = self.load(cx, &state).await?;
-        let watch = watchable(cx, &state, &loaded);
-        let segments = i64::try_from(loaded.blueprint.segments.len()).unwrap_or(i64::MAX);
-        let job = watch.job(
-            CopySegmentJobState::CopySegmentJobCompleted,
-            segments,
-            Some(ended),
-            "",
-        );
         let mut tries = 0;
         loop {
             tries += 1;
@@ -298,7 +291,7 @@ impl Restore {
                 .commit(Change {
                     name: "publish".into(),
                     conds,
-                    writes: vec![put(cx, job.clone()), put(cx, loaded.blueprint.head.clone())],
+                    writes: vec![put(cx, loaded.blueprint.head.clone())],
                     atomic: true,
                 })
                 .await;
@@ -314,6 +307,9 @@ impl Restore {
     }
 
     async fn verify(&self, cx: &JobCx, state: State) -> Result<Next<State>> {
+        if let Some(ended) = state.ended {
+            complete(cx, ended).await?;
+        }
         let state = keep_pin(cx, state).await?;
         let loaded = self.load(cx, &state).await?;
         let report = verify::restored(&reads(cx), &loaded.source, &loaded.blueprint).await?;
@@ -427,7 +423,15 @@ impl Job for Restore {
         if let Some(ids) = state.ids {
             self.keep(ids.first, None);
         }
-        restore_undo::step(cx, state, why).await
+        let next = restore_undo::step(cx, state, why).await?;
+        // It stays, as the record of its collection shows: then nobody may wait for the job.
+        if let Next::Step(state) = &next
+            && state.published
+            && let Some(ended) = state.ended
+        {
+            complete(cx, ended).await?;
+        }
+        Ok(next)
     }
 
     fn describe(&self, state: &State) -> (String, u32, u32) {

@@ -18,25 +18,13 @@ use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::pb;
 use crate::engine::format::pb::data::{CopySegmentJobState, CopySegmentTaskState};
 use crate::engine::format::vchannel::ChannelName;
-use crate::engine::ids::{CollectionId, ObjectKey, Tso};
+use crate::engine::ids::{CollectionId, ObjectKey, Tso, UnixMs};
 use crate::engine::plan::execute::Change;
 
-/// Things named in one error; the number of the others follows.
-const NAMED: usize = 20;
+/// Longest that copied segments stay unrecorded, in ms.
+const TELL_MS: i64 = 60_000;
 
-/// Some of them by name, the others as a number.
-pub(super) fn some<T: AsRef<str>>(all: &[T]) -> String {
-    let named: Vec<&str> = all.iter().take(NAMED).map(AsRef::as_ref).collect();
-    let more = all.len().saturating_sub(NAMED);
-    let rest = if more > 0 {
-        format!(" and {more} more")
-    } else {
-        String::new()
-    };
-    format!("{}{rest}", named.join(", "))
-}
-
-/// Fills in sizes from listings of the source; missing objects are named (rule 10 of `spec/oncall.md` §7).
+/// Fills in sizes from listings of the source; every missing object is named (rule 10 of `spec/oncall.md` §7).
 pub(super) async fn size_up(reads: &Reads<'_>, files: &mut [CopyFile]) -> Result<()> {
     let missing = restore_plan::sizes(reads, files).await?;
     if missing.is_empty() {
@@ -49,7 +37,7 @@ pub(super) async fn size_up(reads: &Reads<'_>, files: &mut [CopyFile]) -> Result
         format!(
             "{} objects of the snapshot are missing: {}",
             names.len(),
-            some(&names)
+            restore_plan::some_of(&names)
         ),
     )
     .fix("bring them back from a backup of the bucket, or use another snapshot"))
@@ -84,7 +72,9 @@ pub(super) fn standing(blueprint: &Blueprint, done: &Done) -> (u32, u64) {
     (open.iter().filter(|o| !**o).count() as u32, bytes)
 }
 
-/// Keeps the watchable records true: a task is Completed when all files of its segments are there.
+/// Keeps the watchable records true: a task is Completed when all files of its segments are there. A task is written once.
+/// The job's record, which names every segment, is written when the whole percent of copied segments has moved, or once a
+/// minute: each writing of it stays in etcd's history until that is compacted.
 pub(super) async fn progress(cx: &JobCx, mut state: State, loaded: &Loaded) -> Result<State> {
     let (segments, bytes) = standing(&loaded.blueprint, &state.done);
     cx.progress()
@@ -101,30 +91,43 @@ pub(super) async fn progress(cx: &JobCx, mut state: State, loaded: &Loaded) -> R
     }
     let now = cx.clock.now();
     let watch = watchable(cx, &state, loaded);
-    let job = watch.job(
-        CopySegmentJobState::CopySegmentJobExecuting,
-        segments.into(),
-        None,
-        "",
-    );
-    let mut writes = vec![put(cx, job)];
-    for at in (0..open.len()).filter(|at| !open[*at]) {
-        let task = watch.task(
-            at,
-            CopySegmentTaskState::CopySegmentTaskCompleted,
-            Some(now),
-            "",
-        );
-        writes.extend(task.map(|t| put(cx, t)));
+    let mut writes = Vec::new();
+    let all = loaded.blueprint.segments.len();
+    let job_is_due = due(all, (state.copied, state.told), (segments, now));
+    if job_is_due {
+        let executing = CopySegmentJobState::CopySegmentJobExecuting;
+        writes.push(put(cx, watch.job(executing, segments.into(), None, "")));
     }
-    cx.commit(Change {
+    let mut tasks = state.tasks.clone();
+    for at in (0..).take(open.len()) {
+        if open[at as usize] || tasks.has(at) {
+            continue;
+        }
+        let completed = CopySegmentTaskState::CopySegmentTaskCompleted;
+        let task = watch.task(at as usize, completed, Some(now), "");
+        writes.extend(task.map(|t| put(cx, t)));
+        tasks.add(at);
+    }
+    if writes.is_empty() {
+        return Ok(state);
+    }
+    cx.commit_own(Change {
         name: format!("progress-{segments}-{}", now.0),
         writes,
         ..Change::default()
     })
     .await?;
-    state.copied = segments;
+    state.tasks = tasks;
+    if job_is_due {
+        (state.copied, state.told) = (segments, now);
+    }
     Ok(state)
+}
+
+/// Whether the job's record is to be written again: `told` and `now` are copied segments of `all`, and when.
+fn due(all: usize, told: (u32, UnixMs), now: (u32, UnixMs)) -> bool {
+    let percent = |n: u32| u64::from(n) * 100 / (all as u64).max(1);
+    percent(told.0) != percent(now.0) || now.1.0 - told.1.0 >= TELL_MS
 }
 
 /// Where the new channels begin: the newest position known on the same physical channel, which no message of the new
@@ -181,7 +184,7 @@ pub(super) struct Host<'a>(pub &'a JobCx);
 #[async_trait]
 impl CopyHost for Host<'_> {
     async fn copy(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()> {
-        self.0.copy_object(from, to).await.map(|_| ())
+        self.0.copy_once(from, to).await
     }
 
     async fn size(&self, key: &ObjectKey) -> Result<Option<u64>> {

@@ -40,6 +40,8 @@ pub struct Source {
     pub segments: Vec<pb::data::SegmentDescription>,
     /// Files that the storage manifest of a V3 segment declares, the manifest itself included.
     pub declared: BTreeMap<SegmentId, Vec<ObjectKey>>,
+    /// Members of the JSON that this version has no place for.
+    pub unknown: Vec<String>,
     /// SHA-256 over all bytes read: another reading must give the same.
     pub fingerprint: String,
 }

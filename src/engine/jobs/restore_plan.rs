@@ -15,11 +15,15 @@ use crate::engine::format::pb;
 use crate::engine::ids::{
     CollectionId, DbId, KeyPrefix, MetaKey, MetaRev, ObjectKey, SnapshotId, UnixMs,
 };
+use crate::engine::meta::check::ETCD_LIMITS;
 use crate::engine::meta::{RangeOpts, Span};
+use crate::engine::model::text;
 use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
 
 /// Missing objects named one by one in a plan; the rest is counted.
 const NAMED: usize = 1_000;
+/// Names in one error: it is journaled, and written into each watchable record.
+const IN_ERROR: usize = 100;
 /// Storage versions that can be copied: V1, V2, V3.
 const STORAGE: [i64; 3] = [0, 2, 3];
 
@@ -185,6 +189,7 @@ async fn contents(
     out.check("storage versions are known", storage(&source));
     out.check("encryption matches the database", encryption(&source, db));
     out.check("not an external collection", external(&source));
+    out.check("nothing of it is new to this version", understood(&source));
     let given = Given {
         db: out.db.unwrap_or_default(),
         db_name: database.to_owned(),
@@ -216,13 +221,15 @@ async fn contents(
                     sketch.children.len() + 1
                 )),
             );
+            let fits = record_fits(sketch.segments.len());
+            out.check("the job's record fits one value", fits);
             let mut files = sketch.files.clone();
             let missing = sizes(reads, &mut files).await?;
             if missing.is_empty() {
                 let bytes: u64 = files.iter().map(|f| f.size).sum();
                 out.check(
                     "all objects are there",
-                    Ok(format!("{} objects, {bytes} bytes", files.len())),
+                    Ok(format!("{} objects, {}", files.len(), text::bytes(bytes))),
                 );
                 out.files = files;
             } else {
@@ -234,6 +241,37 @@ async fn contents(
     }
     out.source = Some(source);
     Ok(())
+}
+
+/// Whether the CopySegmentJob record of a restore of so many segments fits one value of etcd. It names each of them, and Milvus knows
+/// no other form: found out here, not when it is written.
+pub fn record_fits(segments: usize) -> Result<String> {
+    // The rest of the record, its key in journal and audit, and the reason when it fails.
+    const REST: usize = 64 << 10;
+    // Three ids of nine bytes, each with its tag; their length and their tag.
+    const MAPPING: usize = 32;
+    let most = (ETCD_LIMITS.bytes - REST) / MAPPING;
+    if segments <= most {
+        return Ok(format!("{segments} segments of at most {most}"));
+    }
+    Err(refuse(
+        format!(
+            "the snapshot has {segments} segments; the record of a restore holds at most {most}"
+        ),
+        "let Milvus compact the collection into fewer segments, and make a new snapshot",
+    ))
+}
+
+/// Names for an error, which the job's record keeps: not more than it can hold.
+pub(super) fn some_of<T: AsRef<str>>(names: &[T]) -> String {
+    let more = names.len().saturating_sub(IN_ERROR);
+    let tail = if more > 0 {
+        format!(", and {more} more")
+    } else {
+        String::new()
+    };
+    let named: Vec<&str> = names.iter().take(IN_ERROR).map(AsRef::as_ref).collect();
+    format!("{}{tail}", named.join(", "))
 }
 
 /// One failed check for each missing object, so that all of them are named.
@@ -444,7 +482,49 @@ fn external(source: &Source) -> Result<String> {
     }
 }
 
+/// Whether a member of the metadata belongs to what a restore writes: the schema or an index definition.
+fn is_content(member: &str) -> bool {
+    let below = |part: &str| {
+        member
+            .strip_prefix(part)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    below("collection.schema") || below("indexes")
+}
+
+/// A member that reading drops would be lost in the restored collection: a newer Milvus wrote it for a reason.
+fn understood(source: &Source) -> Result<String> {
+    let lost: Vec<&str> = source
+        .unknown
+        .iter()
+        .map(String::as_str)
+        .filter(|member| is_content(member))
+        .collect();
+    if lost.is_empty() {
+        return Ok("every member of the schema and the indexes is known".into());
+    }
+    Err(refuse(
+        format!(
+            "the schema or an index has members that this version does not know and would lose: {}",
+            lost.join(", ")
+        ),
+        "restore it with a newer Falconer, or with the Milvus that made it",
+    ))
+}
+
 fn warn(out: &mut Survey, source: &Source) {
+    let harmless: Vec<&str> = source
+        .unknown
+        .iter()
+        .map(String::as_str)
+        .filter(|member| !is_content(member))
+        .collect();
+    if !harmless.is_empty() {
+        out.warnings.push(format!(
+            "the snapshot's metadata has members that this version does not know and leaves out: {}",
+            harmless.join(", ")
+        ));
+    }
     let l0 = pb::data::SegmentLevel::L0 as i32;
     let empty: Vec<String> = source
         .segments
@@ -535,8 +615,9 @@ pub async fn plan(reads: &Reads<'_>, intent: &Intent) -> Result<Plan> {
             format!("take {ids} new ids from the cluster's allocator"),
             "record the job where Milvus's own tools see it".into(),
             format!(
-                "copy {} objects ({bytes} bytes) inside the store",
-                found.files.len()
+                "copy {} objects ({}) inside the store",
+                found.files.len(),
+                text::bytes(bytes)
             ),
             "list every copied object and compare its size".into(),
             format!(

@@ -105,6 +105,7 @@ impl Reads<'_> {
             metadata,
             segments,
             declared: BTreeMap::new(),
+            unknown: snapshot::unknown_members(&location.0, &json)?,
             fingerprint: String::new(),
         };
         self.declare(&mut source, &mut hash).await?;

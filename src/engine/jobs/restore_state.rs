@@ -59,7 +59,7 @@ pub struct State {
     pub db_name: String,
     /// Target collection's name.
     pub name: String,
-    /// [`Source::fingerprint`] when planned.
+    /// The fingerprint of the source when planned.
     pub fingerprint: String,
     /// Digest of all source objects with their sizes when planned.
     pub objects: String,
@@ -79,6 +79,12 @@ pub struct State {
     pub done: Done,
     /// Segments whose files are all there, as recorded.
     pub copied: u32,
+    /// When that was recorded.
+    #[serde(default)]
+    pub told: UnixMs,
+    /// Tasks that are recorded as Completed.
+    #[serde(default)]
+    pub tasks: Done,
     /// Rounds of copying.
     pub round: u32,
     /// The collection's record is written.

@@ -10,7 +10,7 @@ use super::Next;
 use super::cx::{JobCx, cut};
 use super::drive::again;
 use super::restore::{Range, State, Step, reads};
-use super::restore_copy::some;
+use super::restore_plan::some_of;
 use super::restore_pin::release_pin;
 use super::restore_source::hex;
 use crate::engine::error::{Error, ErrorKind, Result};
@@ -38,7 +38,7 @@ pub(super) async fn step(cx: &JobCx, mut state: State, why: &Error) -> Result<Ne
                     Ok((gone, kept)) => {
                         cx.note(format!("undo: {gone} objects removed"));
                         let names: Vec<&str> = kept.iter().map(|(key, _)| key.0.as_str()).collect();
-                        let what = format!("{} objects: {}", names.len(), some(&names));
+                        let what = format!("{} objects: {}", names.len(), some_of(&names));
                         if let Some((_, e)) = kept.first() {
                             left(cx, &mut state, &what, e.clone())?;
                         }

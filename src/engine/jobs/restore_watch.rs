@@ -5,10 +5,16 @@
 
 use prost::Message;
 
+use super::cx::JobCx;
+use super::restore::reads;
 use super::restore_map::{Blueprint, SEGMENTS_PER_TASK, Source};
+use crate::engine::error::Result;
 use crate::engine::format::keys::Key;
 use crate::engine::format::pb;
+use crate::engine::format::wire::Patch;
 use crate::engine::ids::{JobId, Tso, UnixMs};
+use crate::engine::meta::{Cond, Write};
+use crate::engine::plan::execute::Change;
 
 /// The records that let other tools watch (`spec/snapshot.md` §1.2): ours, in Milvus's own shape.
 #[derive(Clone, Copy, Debug)]
@@ -26,9 +32,12 @@ pub struct Watchable<'a> {
 }
 
 impl Watchable<'_> {
-    fn mappings(&self) -> Vec<pb::data::CopySegmentIdMapping> {
-        self.blueprint
-            .segments
+    fn mappings(&self, of: std::ops::Range<usize>) -> Vec<pb::data::CopySegmentIdMapping> {
+        let segments = &self.blueprint.segments;
+        let to = of.end.min(segments.len());
+        segments
+            .get(of.start..to)
+            .unwrap_or_default()
             .iter()
             .map(|s| pb::data::CopySegmentIdMapping {
                 source_segment_id: s.source.0,
@@ -51,7 +60,7 @@ impl Watchable<'_> {
             key: key.into(),
             value: value.into(),
         };
-        let mappings = self.mappings();
+        let mappings = self.mappings(0..self.blueprint.segments.len());
         let record = pb::data::CopySegmentJob {
             job_id: self.job.0,
             collection_id: self.blueprint.collection.0,
@@ -59,8 +68,7 @@ impl Watchable<'_> {
             reason: reason.to_owned(),
             total_segments: i64::try_from(mappings.len()).unwrap_or(i64::MAX),
             id_mappings: mappings,
-            // TSO, three hours after the end: Milvus's retention (`spec/snapshot.md` §5.4).
-            cleanup_ts: ended.map_or(0, |at| Tso::from_ms(UnixMs(at.0 + 10_800_000)).0),
+            cleanup_ts: ended.map_or(0, retention),
             start_ts: ns(self.started),
             complete_ts: ended.map_or(0, ns),
             options: vec![
@@ -93,7 +101,6 @@ impl Watchable<'_> {
         reason: &str,
     ) -> Option<(Key, Vec<u8>)> {
         let id = *self.blueprint.tasks.get(at)?;
-        let range = Self::segments_of(at);
         let record = pb::data::CopySegmentTask {
             task_id: id.0,
             job_id: self.job.0,
@@ -102,18 +109,47 @@ impl Watchable<'_> {
             task_slot: 1,
             state: state as i32,
             reason: reason.to_owned(),
-            id_mappings: self
-                .mappings()
-                .into_iter()
-                .skip(range.start)
-                .take(range.len())
-                .collect(),
+            id_mappings: self.mappings(Self::segments_of(at)),
             created_ts: ns(self.started),
             complete_ts: ended.map_or(0, ns),
             ..Default::default()
         };
         Some((Key::CopySegmentTask(id), record.encode_to_vec()))
     }
+}
+
+/// TSO, three hours after the end: Milvus's retention (`spec/snapshot.md` §5.4).
+fn retention(ended: UnixMs) -> u64 {
+    Tso::from_ms(UnixMs(ended.0 + 10_800_000)).0
+}
+
+/// Marks the job's record Completed once the collection is published. In a change of its own, because the record names every
+/// segment and would leave no room beside the collection's. Taken from the record as it stands, so that nothing of the snapshot is needed;
+/// twice is the same as once.
+pub(super) async fn complete(cx: &JobCx, ended: UnixMs) -> Result<()> {
+    let key = Key::CopySegmentJob(JobId(cx.job.0));
+    let Some(kv) = reads(cx).record(&key).await? else {
+        return Ok(());
+    };
+    let completed = pb::data::CopySegmentJobState::CopySegmentJobCompleted as u64;
+    let mut patch = Patch::parse(&kv.value)?;
+    if patch.integer(5) == Some(completed) {
+        return Ok(());
+    }
+    patch.set_integer(5, completed);
+    patch.clear(6);
+    patch.set_integer(9, retention(ended));
+    patch.set_integer(11, ns(ended));
+    let all = patch.integer(13).unwrap_or(0);
+    patch.set_integer(14, all);
+    cx.commit_own(Change {
+        name: format!("completed-{}", kv.mod_rev),
+        conds: vec![Cond::At(kv.key.clone(), kv.mod_rev)],
+        writes: vec![Write::put(kv.key, patch.finish())],
+        ..Change::default()
+    })
+    .await?;
+    Ok(())
 }
 
 fn ns(at: UnixMs) -> u64 {

@@ -11,6 +11,7 @@ use futures::StreamExt;
 use futures::stream;
 use journal::Journal;
 pub use journal::look_on;
+pub(in crate::engine::jobs) use journal::records;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -396,6 +397,8 @@ impl Inner {
         if record.cancelled {
             running.cancel.cancel();
         }
+        // Before anybody can turn it: an order given right after `apply` must not be lost to the driver's start.
+        running.dials.set_throttle(record.rate);
         let driver = Driver {
             executor: self.executor.clone(),
             board: self.board.clone(),

@@ -1,7 +1,7 @@
 //! Which data a snapshot holds (`spec/snapshot.md` §4): the boundary of each channel, the segments before it, the files of each.
 //! Pure: everything comes from one [`Source`].
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::source::Source;
 use crate::engine::error::{Error, ErrorKind, Result};
@@ -116,11 +116,22 @@ pub fn select(source: &Source, root: &str) -> Result<Selection> {
         outside: Vec::new(),
         beyond: Vec::new(),
     };
+    let mut inside = BTreeSet::new();
     for (id, segment) in &source.segments {
-        if let Some(why) = verdict(source, segment, &seeks)? {
-            out.outside.push((*id, segment.num_of_rows, why.to_owned()));
-            continue;
+        match verdict(source, segment, &seeks)? {
+            Some(why) => out.outside.push((*id, segment.num_of_rows, why.to_owned())),
+            None => {
+                inside.insert(*id);
+            }
         }
+    }
+    for (id, why) in twice(source, &inside) {
+        inside.remove(&id);
+        let rows = source.segments.get(&id).map_or(0, |s| s.num_of_rows);
+        out.outside.push((id, rows, why.to_owned()));
+    }
+    out.outside.sort_by_key(|(id, ..)| *id);
+    for (id, segment) in source.segments.iter().filter(|(id, _)| inside.contains(id)) {
         let channel = segment.insert_channel.as_str();
         let seek = seeks.get(channel).copied().unwrap_or(0);
         let last = segment.dml_position.as_ref().map_or(0, |p| p.timestamp);
@@ -132,6 +143,70 @@ pub fn select(source: &Source, root: &str) -> Result<Selection> {
         out.segments.push(describe(source, segment, root)?);
     }
     Ok(out)
+}
+
+/// Those of `inside` whose rows another of them holds too: while a compaction is not finished, its inputs and its outputs both
+/// stand (`spec/lifecycle.md` §9, §I.6). Hidden outputs stay outside as long as their inputs are there; outputs that are
+/// published, or that are all there is, put their ancestors outside. What is left is an antichain.
+fn twice(source: &Source, inside: &BTreeSet<i64>) -> BTreeMap<i64, &'static str> {
+    let hidden = |s: &SegmentInfo| s.is_invisible && s.created_by_compaction;
+    let above = |s: &SegmentInfo| -> BTreeSet<i64> {
+        let all = ancestors(source, s);
+        all.intersection(inside).copied().collect()
+    };
+    let segments = inside.iter().filter_map(|id| source.segments.get(id));
+    let (mut waiting, shown): (Vec<_>, Vec<_>) = segments.partition(|s| hidden(s));
+    let mut replaced: BTreeSet<i64> = shown.into_iter().flat_map(above).collect();
+    // Outputs of one compaction stay or go together: each has rows that its siblings have not.
+    while let Some(at) = waiting
+        .iter()
+        .position(|s| !covered(source, s, &mut BTreeSet::new()) || !above(s).is_disjoint(&replaced))
+    {
+        replaced.extend(above(waiting.swap_remove(at)));
+    }
+    let unpublished = waiting.iter().map(|s| {
+        (
+            s.id,
+            "a compaction made it and has not published it, its inputs are still there",
+        )
+    });
+    let inputs = replaced.into_iter().map(|id| {
+        (
+            id,
+            "it is an input of a compaction whose outputs are inside",
+        )
+    });
+    inputs.chain(unpublished).collect()
+}
+
+/// Every segment that it was compacted from, at any remove.
+fn ancestors(source: &Source, s: &SegmentInfo) -> BTreeSet<i64> {
+    let mut found = BTreeSet::new();
+    let mut todo = s.compaction_from.clone();
+    while let Some(id) = todo.pop() {
+        if id != s.id && found.insert(id) {
+            todo.extend(
+                source
+                    .segments
+                    .get(&id)
+                    .iter()
+                    .flat_map(|p| &p.compaction_from),
+            );
+        }
+    }
+    found
+}
+
+/// Whether all rows of `s` are in healthy ancestors: each parent is healthy, or dropped and covered itself (a hidden output is
+/// sorted into another hidden one before it is published). A parent that is gone covers nothing.
+fn covered(source: &Source, s: &SegmentInfo, seen: &mut BTreeSet<i64>) -> bool {
+    !s.compaction_from.is_empty()
+        && seen.insert(s.id)
+        && s.compaction_from.iter().all(|id| {
+            source.segments.get(id).is_some_and(|parent| {
+                parent.state() != SegmentState::Dropped || covered(source, parent, seen)
+            })
+        })
 }
 
 /// Why a segment stays outside.

@@ -9,6 +9,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::awareness;
 use super::cx::JobCx;
 use super::presence::look;
 use super::select::{Selection, metadata, objects, select};
@@ -24,6 +25,7 @@ use crate::engine::format::wire::Patch;
 use crate::engine::ids::{CollectionId, MetaKey, ObjectKey, SnapshotId, Tso, UnixMs};
 use crate::engine::meta::{Cond, Write};
 use crate::engine::model::jobs::JobKind;
+use crate::engine::model::text;
 use crate::engine::plan::execute::Change;
 use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan, hex};
 
@@ -193,6 +195,8 @@ impl Job for CreateSnapshot {
         let protection = (*protection_secs > PROTECTION_MAX)
             .then(|| format!("{protection_secs} s; Milvus allows {PROTECTION_MAX}"));
         let bytes = found.bytes();
+        let mut warnings = warnings(&source, &selection);
+        warnings.extend(awareness::warning(cx).await?);
         let record = record(
             &State::new(*collection, name, description, *protection_secs),
             &source,
@@ -230,7 +234,7 @@ impl Job for CreateSnapshot {
                 check(
                     "every referenced object is there",
                     found.complaint(),
-                    format!("{} objects, {bytes} bytes", wanted.len()),
+                    format!("{} objects, {}", wanted.len(), text::bytes(bytes)),
                 ),
             ],
             steps: vec![
@@ -254,7 +258,7 @@ impl Job for CreateSnapshot {
                 )],
                 ..ObjectChange::default()
             },
-            warnings: warnings(&source, &selection),
+            warnings,
             undo: "drop the snapshot".into(),
             danger: Danger::Low,
             type_to_confirm: None,
@@ -635,10 +639,10 @@ async fn verify(cx: &JobCx, state: &State) -> Result<()> {
     let found = look(&cx.objects, cx.objects.root(), &wanted).await?;
     found.require()?;
     cx.note(format!(
-        "{} segments, {} objects, {} bytes, all there",
+        "{} segments, {} objects, {}, all there",
         snapshot.segments.len(),
         wanted.len(),
-        found.bytes()
+        text::bytes(found.bytes())
     ));
     Ok(())
 }

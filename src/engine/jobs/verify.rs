@@ -12,6 +12,7 @@ use crate::engine::error::Result;
 use crate::engine::format::keys::{Family, Key, LogKind};
 use crate::engine::format::pb;
 use crate::engine::ids::{MetaKey, ObjectKey, SegmentId};
+use crate::engine::model::text;
 
 /// What was compared, in words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,7 +76,11 @@ pub async fn restored(reads: &Reads<'_>, source: &Source, blueprint: &Blueprint)
     );
     let (bytes, problems) = objects(reads, blueprint).await?;
     report.say(
-        &format!("{} objects of {bytes} bytes", blueprint.files.len()),
+        &format!(
+            "{} objects of {}",
+            blueprint.files.len(),
+            text::bytes(bytes)
+        ),
         problems,
     );
     Ok(report)

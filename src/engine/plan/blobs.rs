@@ -84,6 +84,13 @@ impl Executor {
         .fix("the object store is not telling the truth: check its health before anything else"))
     }
 
+    /// One try of a copy inside the store, for a caller that tries again itself, slows down when the store asks for it, and compares
+    /// sizes by listing afterwards. `NotFound` when the source is missing. Copying twice is the same as once.
+    pub async fn copy_once(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()> {
+        self.fence.check().await?;
+        self.objects.copy(from, to).await
+    }
+
     /// Removes exactly one object. `false` when it was not there before the first try.
     pub async fn delete_object(&self, key: &ObjectKey) -> Result<bool> {
         let mut backoff = Backoff::new(TRIES);

@@ -7,11 +7,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use futures::stream::{self, StreamExt, TryStreamExt};
 use sha2::{Digest, Sha256};
 
+use super::chunk::{Chunk, Shape};
 use super::fence::Fence;
-use super::journal::{Audit, AuditKey, Before, Keys, Mark, PreImage, from_json, json};
+use super::journal::{Audit, AuditKey, Before, Keys, Mark, from_json, json};
 use super::retry::{Backoff, TRIES, calm};
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
@@ -73,13 +73,6 @@ pub struct Who {
     pub epoch: Option<u64>,
 }
 
-/// Milvus itself never sends more operations into its root at once (`spec/layout.md` §0.6).
-const MILVUS_OPS: usize = 64;
-/// Room for framing in a transaction's bytes.
-const SLACK: usize = 8 * 1024;
-/// Pre-images read at once.
-const READS: usize = 16;
-
 /// What an [`Executor`] is made of.
 pub struct Parts {
     /// Metadata, with the right to write.
@@ -110,16 +103,6 @@ pub struct Executor {
     pub(super) keys: Keys,
     pub(super) fence: Fence,
     pub(super) ids: tokio::sync::Mutex<super::ids::Floor>,
-}
-
-/// The writes `from..to` of a change with what they replace.
-struct Chunk {
-    number: u32,
-    from: usize,
-    to: usize,
-    before: Vec<Before>,
-    /// The pre-image does not fit beside the writes: it goes ahead in parts.
-    apart: bool,
 }
 
 impl Executor {
@@ -188,7 +171,18 @@ impl Executor {
 
     /// Makes `change` happen, or finds that it has. `Conflict` names the key that moved; `Fenced` says by whom.
     pub async fn commit(&self, who: &Who, change: &Change) -> Result<Committed> {
+        self.make(who, change, false).await
+    }
+
+    /// Like [`commit`](Self::commit), for records that the job itself made and that nobody else writes: what they held before
+    /// is not kept, or a record written a hundred times would be kept a hundred times.
+    pub async fn commit_own(&self, who: &Who, change: &Change) -> Result<Committed> {
+        self.make(who, change, true).await
+    }
+
+    async fn make(&self, who: &Who, change: &Change, own: bool) -> Result<Committed> {
         validate(change)?;
+        let shape = Shape::new(change, own);
         let digest = digest(&change.writes);
         let (mut at, mut number, mut last) = (0, 0, None::<(MetaKey, MetaRev)>);
         let marks = self.marks(who, change).await?;
@@ -214,7 +208,7 @@ impl Executor {
         }
         let mut checked = number > 0;
         loop {
-            let chunk = self.cut(change, at, number).await?;
+            let chunk = self.cut(&shape, at, number).await?;
             let done = chunk.to == change.writes.len();
             if change.atomic && !(done && at == 0) {
                 return Err(Error::new(
@@ -228,11 +222,11 @@ impl Executor {
                 ));
             }
             if !done && !checked {
-                self.hold_all(change, chunk.to).await?;
+                self.hold_all(&shape, chunk.to).await?;
                 checked = true;
             }
             let rev = self
-                .settle(who, change, &chunk, &digest, last.as_ref(), head)
+                .settle(who, &shape, &chunk, &digest, last.as_ref(), head)
                 .await?;
             if done {
                 return Ok(Committed { rev, before: false });
@@ -247,141 +241,25 @@ impl Executor {
         calm(&*self.clock, || self.meta.range_all(&span)).await
     }
 
-    /// Takes as many writes as fit, and reads what they replace.
-    async fn cut(&self, change: &Change, from: usize, number: u32) -> Result<Chunk> {
-        let limits = self.meta.limits();
-        let ops = limits.ops.min(MILVUS_OPS);
-        let apart: usize = change
-            .conds
-            .iter()
-            .filter(|c| written(change, c).is_none())
-            .count();
-        // Fence (5 session spans, owner, epoch), marker, marker before; and marker, pre-image, audit entry.
-        let free = if number == 0 { apart } else { 0 };
-        let room = ops.saturating_sub(9 + free).min(ops.saturating_sub(3));
-        if room == 0 {
-            return Err(Error::new(
-                ErrorKind::Limit,
-                format!(
-                    "change {} has {apart} conditions; a transaction takes {ops}",
-                    change.name
-                ),
-            ));
-        }
-        let upto = change.writes.len().min(from + room);
-        let before = self.read_before(change, &change.writes[from..upto]).await?;
-        let bytes = limits.bytes.saturating_sub(SLACK);
-        let mut used: usize = change
-            .conds
-            .iter()
-            .filter(|_| number == 0)
-            .map(cond_bytes)
-            .sum();
-        let mut to = from;
-        for (write, old) in change.writes[from..upto].iter().zip(&before) {
-            used += write_bytes(write) + old.old.as_ref().map_or(0, |(_, v)| v.len());
-            if used > bytes {
-                break;
-            }
-            to += 1;
-        }
-        if to > from || from == change.writes.len() {
-            let before = before.into_iter().take(to - from).collect();
-            return Ok(Chunk {
-                number,
-                from,
-                to,
-                before,
-                apart: false,
-            });
-        }
-        let alone = &change.writes[from];
-        if write_bytes(alone) > bytes {
-            return Err(Error::new(
-                ErrorKind::Limit,
-                format!(
-                    "the value for {} has {} bytes; a transaction takes {bytes}",
-                    alone.key(),
-                    write_bytes(alone)
-                ),
-            ));
-        }
-        let before = before.into_iter().take(1).collect();
-        Ok(Chunk {
-            number,
-            from,
-            to: from + 1,
-            before,
-            apart: true,
-        })
-    }
-
-    /// What stands under the keys now. A key that the change says is absent is not read: the condition proves it.
-    async fn read_before(&self, change: &Change, writes: &[Write]) -> Result<Vec<Before>> {
-        let absent: BTreeSet<&MetaKey> = change
-            .conds
-            .iter()
-            .filter_map(|c| match c {
-                Cond::Absent(key) => Some(key),
-                _ => None,
-            })
-            .collect();
-        let wanted: Vec<(MetaKey, bool)> = writes
-            .iter()
-            .map(|w| (w.key().clone(), absent.contains(w.key())))
-            .collect();
-        let reads = wanted.into_iter().map(|(key, known)| async move {
-            let old = if known {
-                None
-            } else {
-                let now = calm(&*self.clock, || self.meta.get(&key)).await?;
-                now.map(|kv| (kv.mod_rev, kv.value))
-            };
-            Ok::<_, Error>(Before { key, old })
-        });
-        stream::iter(reads).buffered(READS).try_collect().await
-    }
-
-    /// Before the first of several chunks: everything that later chunks will ask must hold already now.
-    async fn hold_all(&self, change: &Change, from: usize) -> Result<()> {
-        let later: BTreeSet<&MetaKey> = change.writes[from..].iter().map(Write::key).collect();
-        let mut conds = Vec::new();
-        for cond in &change.conds {
-            if let Some(key) = cond_key(cond).filter(|k| later.contains(k)) {
-                conds.push((key.clone(), cond.clone()));
-            }
-        }
-        let checks = conds.into_iter().map(|(key, cond)| async move {
-            let now = calm(&*self.clock, || self.meta.get(&key)).await?;
-            Ok::<_, Error>(broken(&cond, now.as_ref()))
-        });
-        let mut checks = stream::iter(checks).buffer_unordered(READS);
-        while let Some(why) = checks.next().await {
-            if let Some(why) = why? {
-                return Err(conflict(change, why));
-            }
-        }
-        Ok(())
-    }
-
     /// One chunk to its end: committed, refused, and unknown settled by the marker.
     async fn settle(
         &self,
         who: &Who,
-        change: &Change,
+        shape: &Shape<'_>,
         chunk: &Chunk,
         digest: &str,
         last: Option<&(MetaKey, MetaRev)>,
         head: MetaRev,
     ) -> Result<MetaRev> {
+        let change = shape.change;
         let mark = self.keys.mark(who.job, &change.name, chunk.number);
         if chunk.apart {
-            self.store_parts(who, change, chunk).await?;
+            self.store_parts(who, shape, chunk).await?;
         }
         let mut backoff = Backoff::new(TRIES);
         loop {
             self.fence.renew_if_due().await?;
-            let txn = self.transaction(who, change, chunk, digest, last, head)?;
+            let txn = self.transaction(who, shape, chunk, digest, last, head)?;
             match self.meta.txn(txn.clone()).await {
                 Ok(Outcome::Committed { rev }) => {
                     self.fence.prove();
@@ -419,12 +297,13 @@ impl Executor {
     fn transaction(
         &self,
         who: &Who,
-        change: &Change,
+        shape: &Shape<'_>,
         chunk: &Chunk,
         digest: &str,
         last: Option<&(MetaKey, MetaRev)>,
         head: MetaRev,
     ) -> Result<Txn> {
+        let change = shape.change;
         let mut conds = self.fence.conds_at(who.epoch)?;
         conds.push(Cond::Absent(self.keys.mark(
             who.job,
@@ -433,17 +312,15 @@ impl Executor {
         )));
         conds.extend(last.map(|(key, rev)| Cond::At(key.clone(), *rev)));
         let writes = &change.writes[chunk.from..chunk.to];
-        for cond in &change.conds {
-            match written(change, cond) {
-                None if chunk.number == 0 => conds.push(cond.clone()),
-                // A value comparison is not implied by the pre-image's revision; the two others are.
-                Some(at) if (chunk.from..chunk.to).contains(&at) => {
-                    let old = &chunk.before[at - chunk.from];
-                    if let Some(why) = broken_before(cond, old) {
-                        return Err(conflict(change, why));
-                    }
+        if chunk.number == 0 {
+            conds.extend(shape.apart.iter().map(|cond| (*cond).clone()));
+        }
+        // A value comparison is not implied by the pre-image's revision; the two others are.
+        for (on, old) in shape.on[chunk.from..chunk.to].iter().zip(&chunk.before) {
+            for cond in on {
+                if let Some(why) = broken_before(cond, old) {
+                    return Err(conflict(change, why));
                 }
-                _ => {}
             }
         }
         conds.extend(chunk.before.iter().map(|b| match &b.old {
@@ -473,10 +350,7 @@ impl Executor {
             self.keys.mark(who.job, &change.name, chunk.number),
             json(&mark)?,
         ));
-        if !chunk.apart && !chunk.before.is_empty() {
-            let pre = PreImage {
-                entries: chunk.before.clone(),
-            };
+        if let Some(pre) = chunk.pre_image(shape.own).filter(|_| !chunk.apart) {
             all.push(Write::put(
                 self.keys.pre(who.job, &change.name, chunk.number),
                 pre.encode()?,
@@ -491,16 +365,16 @@ impl Executor {
 
     /// A pre-image that does not fit goes ahead, in parts. It is still proved: the chunk's transaction holds only while the key
     /// is at the revision that was stored.
-    async fn store_parts(&self, who: &Who, change: &Change, chunk: &Chunk) -> Result<()> {
-        let pre = PreImage {
-            entries: chunk.before.clone(),
-        }
-        .encode()?;
+    async fn store_parts(&self, who: &Who, shape: &Shape<'_>, chunk: &Chunk) -> Result<()> {
+        let Some(pre) = chunk.pre_image(shape.own) else {
+            return Ok(());
+        };
+        let pre = pre.encode()?;
         let size = (self.meta.limits().bytes / 2).max(1);
         for (part, bytes) in pre.chunks(size).enumerate() {
             let key = self
                 .keys
-                .pre_part(who.job, &change.name, chunk.number, part);
+                .pre_part(who.job, &shape.change.name, chunk.number, part);
             self.note(&[Write::put(key, bytes.to_vec())]).await?;
         }
         Ok(())
@@ -633,21 +507,15 @@ fn audit_key(write: &Write, before: &Before) -> AuditKey {
 }
 
 /// The key of a single-key condition.
-fn cond_key(cond: &Cond) -> Option<&MetaKey> {
+pub(super) fn cond_key(cond: &Cond) -> Option<&MetaKey> {
     match cond {
         Cond::Absent(key) | Cond::At(key, _) | Cond::ValueIs(key, _) => Some(key),
         Cond::NoneUnder(_) | Cond::NoneIn(_) => None,
     }
 }
 
-/// Which write of the change a condition is about.
-fn written(change: &Change, cond: &Cond) -> Option<usize> {
-    let key = cond_key(cond)?;
-    change.writes.iter().position(|w| w.key() == key)
-}
-
 /// Why `cond` does not hold over what stands under its key.
-fn broken(cond: &Cond, now: Option<&KeyValue>) -> Option<String> {
+pub(super) fn broken(cond: &Cond, now: Option<&KeyValue>) -> Option<String> {
     broken_at(cond, now.map(|kv| (kv.mod_rev, &kv.value[..])))
 }
 
@@ -671,26 +539,8 @@ fn broken_at(cond: &Cond, now: Option<(MetaRev, &[u8])>) -> Option<String> {
     }
 }
 
-fn conflict(change: &Change, why: String) -> Error {
+pub(super) fn conflict(change: &Change, why: String) -> Error {
     Error::new(ErrorKind::Conflict, why)
         .with("change", &change.name)
         .fix("look again, and make a new plan")
-}
-
-fn cond_bytes(cond: &Cond) -> usize {
-    32 + match cond {
-        Cond::Absent(key) | Cond::At(key, _) => key.0.len(),
-        Cond::ValueIs(key, value) => key.0.len() + value.len(),
-        Cond::NoneUnder(prefix) => 2 * prefix.bytes().len(),
-        Cond::NoneIn(span) => span.start.len() + span.end.as_ref().map_or(0, bytes::Bytes::len),
-    }
-}
-
-/// A write with its condition, its line in the pre-image and its line in the audit; a key is asked for once more when refused.
-fn write_bytes(write: &Write) -> usize {
-    let value = match write {
-        Write::Put { value, .. } => value.len(),
-        Write::Delete(_) => 0,
-    };
-    value + 6 * write.key().0.len() + 256
 }

@@ -7,7 +7,7 @@
 //! | `lock/{name}` | decimal id of the job that works on it |
 //! | `job/{id}` | [`JobRecord`] |
 //! | `job/{id}/mark/{change}/{chunk}` | [`Mark`]: that chunk has happened |
-//! | `job/{id}/pre/{change}/{chunk}[/{part}]` | [`PreImage`]: what the chunk replaced |
+//! | `job/{id}/pre/{change}/{chunk}[/{part}]` | [`PreImage`]: the values that the chunk replaced |
 //! | `audit/{revision}-{job}-{change}-{chunk}` | [`Audit`]; the revision is the store's just before, 20 digits, so that keys sort by time |
 
 use bytes::Bytes;
@@ -176,7 +176,7 @@ pub struct Before {
     pub old: Option<(MetaRev, Bytes)>,
 }
 
-/// Everything a chunk replaced.
+/// The values a chunk replaced. Keys that did not exist are in the [`Audit`] alone, and so are a job's own records.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PreImage {
     /// In the order of the writes.

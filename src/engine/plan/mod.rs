@@ -1,6 +1,7 @@
 //! Intent → [`Plan`] → shown → confirmed → executed: the one write path (law 2). This file is what a screen or a CLI sees of it.
 
 pub mod blobs;
+mod chunk;
 pub mod execute;
 pub mod fence;
 pub mod ids;

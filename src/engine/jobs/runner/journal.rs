@@ -10,13 +10,39 @@ use crate::engine::clock::Clock;
 use crate::engine::error::{ErrorKind, Result};
 use crate::engine::ids::{JobId, KeyPrefix, MetaKey, MetaRev};
 use crate::engine::jobs::board::Board;
-use crate::engine::meta::{Event, MetaRead, RangeOpts, Span};
+use crate::engine::meta::{Event, KeyValue, MetaRead, RangeOpts, Span};
 use crate::engine::model::jobs::JobsView;
 use crate::engine::plan::journal::{JobRecord, Keys, from_json};
 use crate::engine::profile::Roots;
 
 /// Between two tries to read it.
 const PAUSE: Duration = Duration::from_secs(5);
+
+/// All job records as they stand: one short range each, because markers and pre-images lie between them. With the revision of
+/// the first range.
+pub(in crate::engine::jobs) async fn records(
+    meta: &dyn MetaRead,
+    keys: &Keys,
+) -> Result<(Vec<KeyValue>, MetaRev)> {
+    let mut span = Span::prefix(&keys.jobs());
+    let (mut found, mut first) = (Vec::new(), None);
+    let opts = RangeOpts {
+        limit: 1,
+        ..RangeOpts::default()
+    };
+    loop {
+        let page = meta.range(&span, opts).await?;
+        let first = *first.get_or_insert(page.rev);
+        let Some(kv) = page.kvs.into_iter().next() else {
+            return Ok((found, first));
+        };
+        // `/` is the last byte before `0`: the next start lies behind everything under this job.
+        let mut start = kv.key.0.to_vec();
+        start.push(b'0');
+        span.start = start.into();
+        found.push(kv);
+    }
+}
 
 /// The journal of one root.
 pub(in crate::engine::jobs) struct Journal {
@@ -30,29 +56,15 @@ impl Journal {
         Self { meta, keys, board }
     }
 
-    /// All job records: one short range each, because markers and pre-images lie between them. Answers the revision of the
-    /// first range, from which a watch misses nothing.
+    /// Learns all job records. Answers the revision of the first range, from which a watch misses nothing.
     pub async fn read(&self) -> Result<MetaRev> {
-        let mut span = Span::prefix(&self.keys.jobs());
-        let mut first = None;
-        loop {
-            let opts = RangeOpts {
-                limit: 1,
-                ..RangeOpts::default()
-            };
-            let page = self.meta.range(&span, opts).await?;
-            first.get_or_insert(page.rev);
-            let Some(kv) = page.kvs.first() else {
-                return Ok(first.unwrap_or(page.rev));
-            };
+        let (kvs, rev) = records(&*self.meta, &self.keys).await?;
+        for kv in kvs {
             if let Some(record) = self.record(&kv.key, &kv.value) {
                 self.board.learn(record);
             }
-            // `/` is the last byte before `0`: the next start lies behind everything under this job.
-            let mut start = kv.key.0.to_vec();
-            start.push(b'0');
-            span.start = start.into();
         }
+        Ok(rev)
     }
 
     /// The job, if the key is that of a record.

@@ -12,7 +12,7 @@
 //!
 //! Whether the watch *has* passed a revision is not always told: the span may be quiet while others write, and old etcd
 //! servers send no progress that can be trusted. Then the keys alone are listed at that revision and compared
-//! ([`Picture::missing`]); what is missing must still come.
+//! (`Picture::missing`); what is missing must still come.
 
 mod picture;
 

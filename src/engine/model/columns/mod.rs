@@ -11,11 +11,19 @@ use crate::engine::ids::{CollectionId, Tso, UnixMs};
 use super::resource::{Cell, RowId, Tone};
 use super::rows::{RowRef, View, row};
 
+/// A column's name: `type` has to be written `r#type` in Rust.
+const fn name(id: &'static str) -> &'static str {
+    match id.as_bytes() {
+        [b'r', b'#', ..] => id.split_at(2).1,
+        _ => id,
+    }
+}
+
 /// Declares a kind's columns and their readers.
 macro_rules! columns {
     ($table:ident, $get:ident, $ty:ty: $($id:ident $title:literal $unit:ident $width:tt $($wide:ident)? $help:literal => $read:expr;)*) => {
         pub(in crate::engine::model) const $table: &[Column] = &[$(Column {
-            id: stringify!($id),
+            id: super::name(stringify!($id)),
             title: $title,
             unit: Unit::$unit,
             width: $width,

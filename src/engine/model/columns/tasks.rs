@@ -1,6 +1,6 @@
 //! Columns of snapshots, jobs, tasks, sessions, replicas, configuration, undecodable values and raw keys.
 
-use crate::engine::ids::{CollectionId, MetaKey};
+use crate::engine::ids::{CollectionId, MetaKey, UnixMs};
 use crate::engine::model::data::{ConfigItem, Replica, Session, Snapshot, Task, Undecodable};
 use crate::engine::model::health;
 use crate::engine::model::jobs::{JobInfo, JobKind, JobState};
@@ -36,7 +36,7 @@ columns! { JOBS, job, JobInfo:
     rate "RATE" Text (11, 6) "Bytes a second" => |_, j| if j.progress.rate > 0.0 && !j.state.ended() {
         text(format!("{}/s", crate::engine::model::text::bytes(j.progress.rate as u64)))
     } else { Cell::None };
-    eta "LEFT" Age (9, 5) "Time left at that rate" => |_, j| j.progress.eta_ms.map_or(Cell::None, Cell::Age);
+    eta "LEFT" Age (9, 5) "Time left at that rate" => |_, j| j.progress.eta_ms.filter(|_| !j.state.ended()).map_or(Cell::None, Cell::Age);
     started "STARTED (UTC)" Time (20, 16) "Begin" => |_, j| Cell::Time(j.started);
     moved "MOVED" Age (9, 5) "Since its last movement" => |v, j| if j.state.ended() { Cell::None } else { age(v, Some(j.moved)) };
     error "ERROR" Text (50, 8) "The first true error" => |_, j| text(j.error.clone().unwrap_or_default());
@@ -56,7 +56,7 @@ columns! { TASKS, task, Task:
     progress "DONE" Text (10, 5) "Done of all" => |_, t| t.progress.map_or(Cell::None, |(a, b)| text(format!("{a}/{b}")));
     node "NODE" Id (6, 4) "Node" => |_, t| t.node.map_or(Cell::None, |n| id(n.0));
     started "STARTED (UTC)" Time (20, 16) "Begin" => |_, t| t.started.map_or(Cell::None, Cell::Time);
-    took "TOOK" Age (9, 6) "From begin to end, or until now" => |v, t| t.started.map_or(Cell::None, |s| Cell::Age(t.ended.unwrap_or(v.now).since(s)));
+    took "TOOK" Age (9, 6) "From begin to end, or until now" => |v, t| took(t, v.now);
     reason "REASON" Text (50, 8) "Why it failed" => |_, t| text(t.reason.clone());
     job "JOB" Id (20, 18) wide "Job or trigger it belongs to" => |_, t| t.job.map_or(Cell::None, |j| id(j.0));
     ended "ENDED (UTC)" Time (20, 16) wide "End" => |_, t| t.ended.map_or(Cell::None, Cell::Time);
@@ -133,7 +133,21 @@ fn job_state(s: JobState) -> Cell {
     state(text, tone)
 }
 
+/// A task that is over but has no end of its own took nobody knows how long.
+fn took(t: &Task, now: UnixMs) -> Cell {
+    const OVER: [&str; 5] = ["completed", "finished", "failed", "timeout", "cleaned"];
+    let state = t.state.name.to_ascii_lowercase();
+    let is_over = OVER.iter().any(|word| state.contains(word));
+    match (t.started, t.ended.or((!is_over).then_some(now))) {
+        (Some(start), Some(end)) => Cell::Age(end.since(start)),
+        _ => Cell::None,
+    }
+}
+
 fn percent(j: &JobInfo) -> String {
+    if j.state == JobState::Verified {
+        return "100%".into();
+    }
     let (done, all) = match (j.progress.bytes, j.steps) {
         ((done, all), _) if all > 0 => (done, all),
         (_, (done, all)) => (u64::from(done), u64::from(all)),
