@@ -35,7 +35,8 @@ pub(super) fn cut(mut text: String) -> String {
             at -= 1;
         }
         text.truncate(at);
-        text += &format!("… ({} bytes more)", all - at);
+        let more = format!("… ({} bytes more)", all - at);
+        text.push_str(&more);
     }
     text
 }

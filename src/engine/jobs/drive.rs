@@ -305,9 +305,10 @@ impl Driver {
             };
             if e.kind() == ErrorKind::Fenced && !self.holds() {
                 self.running.dials.note(format!("waiting: {e}"));
-                return match self.regain().await {
-                    true => Entry::Reread,
-                    false => Entry::Gone,
+                return if self.regain().await {
+                    Entry::Reread
+                } else {
+                    Entry::Gone
                 };
             }
             if e.kind() == ErrorKind::Limit {
