@@ -377,7 +377,9 @@ async fn tolerance_checkpoint_and_running_jobs_hold() {
     let (plan, _) = run(&world, pass()).await;
     assert_eq!(segments_of(&world, users).await, all_of);
     assert!(
-        plan.warnings.iter().any(|w| w.contains("tolerance")),
+        plan.warnings
+            .iter()
+            .any(|w| w.contains("tolerance") && w.contains(", e.g. segment 4706")),
         "{:?}",
         plan.warnings
     );

@@ -713,6 +713,8 @@ async fn killed(place: &Place) {
         info.error.as_deref().is_some_and(|e| e.contains(&lost)),
         "{label}: {info:?}"
     );
+    let said = info.recovered.clone().unwrap();
+    assert!(said.starts_with("undone"), "{label}: {said}");
     drop(handle);
     let world = place.world().await;
     assert!(!names_of(&world).await.contains("books_gone"));

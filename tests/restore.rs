@@ -287,6 +287,7 @@ async fn a_restore_that_fails_is_taken_back_through_every_fault() {
         stores.meta = Arc::new(Thief {
             inner: stores.meta.clone(),
             unharmed: victim.lock().unwrap().clone().unwrap(),
+            denied: None,
         });
         let info = operate(
             &stores,
@@ -312,6 +313,32 @@ async fn a_restore_that_fails_is_taken_back_through_every_fault() {
     assert!(runs > 100, "{runs}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_undo_that_cannot_take_one_thing_back_takes_the_others() {
+    let (world, made) = small_world().await;
+    let before = picture(&world).await;
+    let mut stores = world.open(&Faults::none(), ROOT);
+    stores.meta = Arc::new(Thief {
+        inner: stores.meta.clone(),
+        unharmed: world.meta.clone(),
+        denied: Some("/mark/unpin-"),
+    });
+    let info = operate(&stores, 1, intent(made.id, "stolen"))
+        .await
+        .unwrap();
+    assert_eq!(info.state, JobState::Failed);
+    assert!(info.error.as_ref().unwrap().contains("stolen"), "{info:?}");
+    let said = info.notes.join("\n");
+    assert!(
+        said.contains("left behind: pin ") && said.contains("no right to write this"),
+        "{said}"
+    );
+    assert_eq!(objects(&*world.objects).await, before.1);
+    let jobs = family::<pb::data::CopySegmentJob>(&*world.meta, Family::CopySegmentJob).await;
+    assert_eq!(jobs.len(), 1);
+    assert_eq!(jobs[0].1.state, 4, "nobody waits for it: Failed");
+}
+
 fn differ(after: &Picture, before: &Picture, label: &str) {
     for (now, then) in [(&after.0, &before.0), (&after.1, &before.1)] {
         let odd: BTreeSet<&String> = now
@@ -331,6 +358,8 @@ struct Thief {
     inner: Arc<dyn MetaWrite>,
     /// Behind the faults: the thief is not part of the run.
     unharmed: Arc<dyn MetaWrite>,
+    /// Changes whose marker says this are refused for good.
+    denied: Option<&'static str>,
 }
 
 #[async_trait]
@@ -351,10 +380,11 @@ impl MetaRead for Thief {
 #[async_trait]
 impl MetaWrite for Thief {
     async fn txn(&self, txn: Txn) -> Result<Outcome> {
-        let now = txn
-            .writes
-            .iter()
-            .any(|w| w.key().text().contains("/mark/children/"));
+        let says = |part: &str| txn.writes.iter().any(|w| w.key().text().contains(part));
+        if self.denied.is_some_and(says) {
+            return Err(Error::new(ErrorKind::Denied, "no right to write this"));
+        }
+        let now = says("/mark/children/");
         let key = THIEF.into();
         if now && self.unharmed.get(&key).await?.is_none() {
             let alias = pb::etcd::AliasInfo {
@@ -595,6 +625,37 @@ async fn a_plan_refuses_what_cannot_be_restored() {
     .await;
     let found = failing(&world, "default", "fresh", made.id).await;
     assert!(found.len() == 1 && found[0].contains(&key), "{found:?}");
+}
+
+/// A newer Milvus wrote members that reading drops: in the schema they would be lost, elsewhere they are only named.
+#[tokio::test(start_paused = true)]
+async fn members_of_a_newer_milvus_are_not_lost_in_silence() {
+    let (world, made) = small_world().await;
+    let key = falconer::engine::format::snapshot::metadata_key(ROOT, made.of, made.id);
+    let bytes = objects(&*world.objects).await[&key.0].clone();
+    let whole: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    let planned = async |json: &serde_json::Value| {
+        lab::put_object(&world, &key, json.to_string().into_bytes()).await;
+        plan(&world, intent(made.id, "fresh")).await
+    };
+    let mut newer = whole.clone();
+    newer["later"] = true.into();
+    let found = planned(&newer).await;
+    assert_eq!(found.failures().count(), 0);
+    assert!(
+        found.warnings.iter().any(|w| w.ends_with(": later")),
+        "{:?}",
+        found.warnings
+    );
+    let mut newer = whole;
+    newer["collection"]["schema"]["fields"][0]["quantized"] = true.into();
+    newer["indexes"][0]["tier"] = 2.into();
+    let found = planned(&newer).await;
+    let failed: Vec<_> = found.failures().filter_map(|c| c.failed.clone()).collect();
+    assert_eq!(failed.len(), 1, "{failed:?}");
+    for name in ["collection.schema.fields[0].quantized", "indexes[0].tier"] {
+        assert!(failed[0].contains(name), "{failed:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

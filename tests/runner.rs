@@ -34,6 +34,8 @@ enum State {
     Last,
     Check,
     Back(u8),
+    /// More than a transaction takes.
+    Big(String),
 }
 
 /// What the job does at its third step.
@@ -42,6 +44,12 @@ enum Turn {
     Finish,
     Fail,
     Wait,
+    /// Publishes, and never comes to verify it.
+    Stay,
+    /// Fails with more to say than a transaction takes.
+    Talk,
+    /// Comes to a state that is larger than a transaction.
+    Grow,
 }
 
 struct Toy(Turn);
@@ -111,17 +119,26 @@ impl Job for Toy {
                 Next::Step(State::Last)
             }
             State::Last => match self.0 {
-                Turn::Finish => {
+                Turn::Finish | Turn::Stay => {
                     cx.commit(put("last", "by-dev/meta/toy/last")).await?;
                     Next::Published(State::Check)
                 }
                 Turn::Fail => return Err(Error::new(ErrorKind::Corrupt, "bad luck")),
+                Turn::Talk => {
+                    for i in 0..300 {
+                        cx.note(format!("{i} {}", "ä".repeat(10_000)));
+                    }
+                    let what = format!("bad luck {}", "ä".repeat(2_000_000));
+                    return Err(Error::new(ErrorKind::Corrupt, what));
+                }
+                Turn::Grow => Next::Step(State::Big("x".repeat(2_000_000))),
                 Turn::Wait => {
                     cx.cancel.cancelled().await;
                     cx.check_cancel()?;
                     Next::Step(State::Last)
                 }
             },
+            State::Check if self.0 == Turn::Stay => std::future::pending().await,
             State::Check => {
                 let key = "by-dev/meta/toy/last".into();
                 match cx.meta.get(&key).await? {
@@ -129,7 +146,7 @@ impl Job for Toy {
                     None => return Err(Error::new(ErrorKind::NotFound, "last is not there")),
                 }
             }
-            State::Back(_) => {
+            State::Back(_) | State::Big(_) => {
                 return Err(Error::new(ErrorKind::Internal, "a step of an undone job"));
             }
         })
@@ -159,7 +176,8 @@ impl Job for Toy {
             State::First => ("write the first key".into(), 0, 3),
             State::Object => ("write the object".into(), 1, 3),
             State::Last => ("write the last key".into(), 2, 3),
-            State::Check => ("check".into(), 3, 3),
+            State::Check => ("check".into(), 2, 3),
+            State::Big(_) => ("grow".into(), 2, 3),
             State::Back(n) => ("take back".into(), u32::from(*n), 3),
         }
     }
@@ -322,6 +340,56 @@ async fn a_resumed_job_says_so() {
         "{said}"
     );
     assert_eq!(info.notes, ["first is there"]);
+    assert_eq!(info.steps, (3, 3), "what is verified is done");
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_lost_lease_the_journal_decides() {
+    let world = world();
+    let first = runner(&world.open(&Faults::none(), "files"), Turn::Wait);
+    let job = begin(&first).await.unwrap();
+    wait_for(&first, job, |j| j.step.contains("last key")).await;
+    // Its lease runs out in the middle of a step; another process takes the job up, publishes it, and dies.
+    world.bury().await;
+    let faults = Faults::none();
+    let stores = world.open(&faults, "files");
+    let second = Runner::start(
+        executor(&stores, 2),
+        Registry::default().with(Toy(Turn::Stay)),
+    );
+    wait_for(&second, job, |j| j.state == JobState::Completed).await;
+    faults.kill();
+    world.bury().await;
+    // What the first one has in memory would now be taken back.
+    first.cancel(job).unwrap();
+    let info = first.ended(job).await.unwrap();
+    assert_eq!(info.state, JobState::Verified, "{:?}", info.notes);
+    assert_eq!(keys(&world, "by-dev/meta/toy").await.len(), 2);
+    let stores = world.open(&Faults::none(), "files");
+    assert_eq!(stores.read.get(&object()).await.unwrap(), "toy");
+    first.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the time here is the virtual one"
+)]
+async fn a_job_that_says_or_keeps_too_much_still_ends() {
+    for (turn, said) in [(Turn::Talk, "bad luck"), (Turn::Grow, "too large")] {
+        let world = world();
+        let runner = runner(&world.open(&Faults::none(), "files"), turn);
+        let job = begin(&runner).await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_mins(10), runner.ended(job));
+        let info = ended.await.expect("it loops for ever").unwrap();
+        assert_eq!(info.state, JobState::Failed);
+        let error = info.error.clone().unwrap();
+        assert!(error.contains(said) && error.len() <= 4096, "{said}");
+        assert!(keys(&world, "by-dev/meta/toy").await.is_empty(), "{said}");
+        runner.stop().await;
+        nothing_left(&world, said).await;
+        assert_eq!(records(&world).await[0]["state"], "failed", "{said}");
+    }
 }
 
 async fn wait_for(

@@ -36,7 +36,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use prost::Message;
-use support::faults::{Faults, Stores, World, sweep};
+use support::faults::{Faults, Mode, Stores, World, sweep};
 use support::mem::MemStore;
 
 /// A day after the capture, so that its own clock readings lie in the past.
@@ -205,6 +205,17 @@ async fn everything(objects: &Arc<dyn ObjectStore>) -> BTreeMap<String, Bytes> {
     out
 }
 
+/// What is verified shows all of its steps and files as done.
+fn whole(info: &JobInfo) {
+    assert_eq!(info.steps.0, info.steps.1, "{}", info.title);
+    let files = info.progress.files;
+    assert!(
+        files.1 > 0 && files.0 == files.1,
+        "{}: {files:?}",
+        info.title
+    );
+}
+
 #[tokio::test]
 async fn every_collection_of_the_captured_cluster() {
     let world = lab(None).await;
@@ -225,6 +236,7 @@ async fn every_collection_of_the_captured_cluster() {
             info.notes
         );
         assert_eq!(info.collection, Some(CollectionId(*c)));
+        whole(&info);
     }
     let records: Vec<(Key, SnapshotInfo)> = values(&*stores.meta, Family::Snapshot).await;
     assert_eq!(records.len(), 8);
@@ -334,6 +346,7 @@ async fn every_collection_of_the_captured_cluster() {
             info.error,
             info.notes
         );
+        whole(&info);
     }
     assert_eq!(everything(&world.objects).await, before);
     assert!(
@@ -498,6 +511,113 @@ async fn drop_survives_every_fault() {
     sweep("files", make, drive, check).await;
 }
 
+/// A create of the small collection whose process died at the transaction that commits the snapshot.
+async fn died_at_the_commit(mode: Mode) -> (World, JobId) {
+    let c = small().await;
+    let of_record = |what: &str| what.starts_with("txn by-dev/meta/datacoord-meta/snapshot/");
+    let counted = Faults::none();
+    let world = lab(Some(c)).await;
+    operate(&world.open(&counted, "files"), &create(c, "cut"), None)
+        .await
+        .unwrap();
+    let ops = counted.ops();
+    let commit = ops.iter().rposition(|op| of_record(&op.what)).unwrap();
+    let world = lab(Some(c)).await;
+    let faults = Faults::at(commit, mode);
+    let stores = world.open(&faults, "files");
+    let intent = create(c, "cut");
+    tokio::select! {
+        biased;
+        () = faults.crashed() => {}
+        done = operate(&stores, &intent, None) => panic!("not killed: {done:?}"),
+    }
+    world.bury().await;
+    let job = first_job(&world.open(&Faults::none(), "files")).await;
+    (world, job.unwrap().unwrap())
+}
+
+async fn overwrite(world: &World, key: MetaKey, value: Vec<u8>) {
+    let writes = vec![Write::put(key, value)];
+    let conds = vec![];
+    world.meta.txn(Txn { conds, writes }).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_undo_leaves_a_snapshot_that_was_committed() {
+    let (world, job) = died_at_the_commit(Mode::CrashAfter).await;
+    let key: MetaKey = format!("falconer/by-dev/job/{job}").into();
+    let record = world.meta.get(&key).await.unwrap().unwrap();
+    let mut record: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
+    // As when the commit's outcome stayed unknown and the job turned back.
+    record["state"] = "undoing".into();
+    record["error"] = "nobody knows".into();
+    overwrite(&world, key, serde_json::to_vec(&record).unwrap()).await;
+    let stores = world.open(&Faults::none(), "files");
+    let runner = runner(&stores);
+    let info = runner.ended(job).await.unwrap();
+    assert_eq!(info.state, JobState::Verified, "{:?}", info.notes);
+    assert_eq!(info.error, None);
+    let records: Vec<(Key, SnapshotInfo)> = values(&*stores.meta, Family::Snapshot).await;
+    assert_eq!(records[0].1.state(), SnapshotState::Committed);
+    assert!(!read_back(&stores, &records[0].1).await.segments.is_empty());
+    runner.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_is_dropped_while_it_is_made_is_not_committed() {
+    let (world, job) = died_at_the_commit(Mode::CrashBefore).await;
+    let stores = world.open(&Faults::none(), "files");
+    let mut records: Vec<(Key, SnapshotInfo)> = values(&*stores.meta, Family::Snapshot).await;
+    let (key, mut info) = records.remove(0);
+    assert_eq!(info.state(), SnapshotState::Pending);
+    info.state = SnapshotState::Deleting as i32;
+    overwrite(&world, key.to_key(&Roots::default()), info.encode_to_vec()).await;
+    let runner = runner(&stores);
+    let info = runner.ended(job).await.unwrap();
+    assert_eq!(info.state, JobState::Failed);
+    let error = info.error.clone().unwrap();
+    assert!(error.contains("SnapshotStateDeleting"), "{error}");
+    let left: Vec<(Key, SnapshotInfo)> = values(&*stores.meta, Family::Snapshot).await;
+    assert!(left.is_empty());
+    let objects = everything(&world.objects).await;
+    assert!(!objects.keys().any(|k| k.contains("snapshots/")));
+    runner.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_open_create_makes_is_not_dropped() {
+    let (world, job) = died_at_the_commit(Mode::CrashBefore).await;
+    let stores = world.open(&Faults::none(), "files");
+    let records: Vec<(Key, SnapshotInfo)> = values(&*stores.meta, Family::Snapshot).await;
+    let snapshot = SnapshotId(records[0].1.id);
+    // One that cannot take the create up.
+    let parts = Parts {
+        meta: stores.meta.clone(),
+        objects: stores.write.clone(),
+        roots: Roots::default(),
+        clock: stores.clock.clone(),
+        entropy: Arc::new(SeededEntropy::new(8)),
+        actor: "tester pid 2".into(),
+        embedded: true,
+    };
+    let runner = Runner::start(Executor::new(parts), Registry::default().with(DropSnapshot));
+    let plan = runner
+        .plan(Intent::DropSnapshot { snapshot }, Arc::default())
+        .await
+        .unwrap();
+    let said: Vec<&str> = plan
+        .failures()
+        .filter_map(|check| check.failed.as_deref())
+        .collect();
+    let said = said.join("; ");
+    assert!(
+        said.contains("collection:") && said.contains(&job.to_string()),
+        "{said}"
+    );
+    assert!(runner.apply(&plan.hash, "cut").await.is_err());
+    runner.stop().await;
+}
+
 fn failed(plan: &Plan, check: &str) -> String {
     let found = plan
         .checks
@@ -586,6 +706,84 @@ async fn an_object_that_goes_missing_after_the_plan_is_found_too_and_all_is_take
     );
     assert_eq!(everything(&world.objects).await, left);
     runner.stop().await;
+}
+
+#[tokio::test]
+async fn a_milvus_that_does_not_know_snapshots_is_named() {
+    let c = small().await;
+    let world = lab(Some(c)).await;
+    let stores = world.open(&Faults::none(), "files");
+    let runner = runner(&stores);
+    for (version, said) in [
+        (None, Some("not recorded")),
+        (Some("2.6.9"), Some("Milvus 2.6.9 does not know")),
+        (Some("v3.0.1-dev"), None),
+    ] {
+        if let Some(version) = version {
+            let writes = vec![Write::put("by-dev/meta/session/version".into(), version)];
+            let conds = vec![];
+            world.meta.txn(Txn { conds, writes }).await.unwrap();
+        }
+        let plan = runner.plan(create(c, "w"), Arc::default()).await.unwrap();
+        assert_eq!(plan.failures().count(), 0);
+        let found = plan.warnings.iter().find(|w| w.contains("dropTolerance"));
+        match said {
+            Some(said) => assert!(found.unwrap().contains(said), "{found:?}"),
+            None => assert_eq!(found, None),
+        }
+    }
+    runner.stop().await;
+}
+
+/// Stopped in the middle of a clustering compaction: its inputs and its outputs both stand, and each row is wanted once.
+#[tokio::test]
+async fn a_compaction_in_the_middle_is_taken_once() {
+    use falconer::engine::jobs::select::select;
+    use falconer::engine::jobs::source::Source;
+    let c = small().await;
+    let world = lab(Some(c)).await;
+    let mut source = Source::read(&*world.meta, &Roots::default(), CollectionId(c))
+        .await
+        .unwrap();
+    let before = select(&source, "files").unwrap();
+    let template = source.segments[&before.segments[0].segment_id].clone();
+    source.segments.clear();
+    // 1, 2: inputs. 11, 12: outputs. 21: dropped, the unsorted form of 12.
+    let mut put = |id: i64, state: i32, from: &[i64], hidden: bool| {
+        let segment = SegmentInfo {
+            id,
+            state,
+            is_invisible: hidden,
+            created_by_compaction: !from.is_empty(),
+            compaction_from: from.to_vec(),
+            ..template.clone()
+        };
+        source.segments.insert(id, segment);
+        let found = select(&source, "files").unwrap();
+        let ids: Vec<i64> = found.segments.iter().map(|s| s.segment_id).collect();
+        let out: Vec<i64> = found.outside.iter().map(|(id, ..)| *id).collect();
+        (ids, out, found.outside)
+    };
+    // Both inputs were compacted from something themselves, long ago.
+    put(1, 4, &[91], false);
+    put(2, 4, &[91, 92], false);
+    put(21, 6, &[1, 2], true);
+    put(11, 4, &[1, 2], true);
+    let (ids, out, why) = put(12, 4, &[21], true);
+    assert_eq!((ids, out), (vec![1, 2], vec![11, 12, 21]));
+    assert!(why[0].2.contains("not published"), "{why:?}");
+    // One output is published: the other's rows are in no input that stays.
+    let (ids, out, why) = put(11, 4, &[1, 2], false);
+    assert_eq!((ids, out), (vec![11, 12], vec![1, 2, 21]));
+    assert!(why[0].2.contains("input of a compaction"), "{why:?}");
+    // The inputs are gone, nothing was published: what is left is all there is.
+    put(11, 4, &[1, 2], true);
+    put(1, 6, &[], false);
+    let (ids, out, _) = put(2, 6, &[], false);
+    assert_eq!((ids, out), (vec![11, 12], vec![1, 2, 21]));
+    // One input is gone: its rows are in the outputs only.
+    let (ids, out, _) = put(2, 4, &[91, 92], false);
+    assert_eq!((ids, out), (vec![11, 12], vec![1, 2, 21]));
 }
 
 #[test]

@@ -203,6 +203,12 @@ impl Driver {
             self.record.error = Some(cut(why.to_string()));
         }
         self.back = Some(why.clone());
+        // Taken up again and then taken back: what it came to is what has to be said.
+        if let Some(how) = &mut self.record.recovered
+            && let Some(rest) = how.strip_prefix("resumed: ")
+        {
+            *how = format!("undone: {rest}; it could not go on from there");
+        }
     }
 
     fn fail(&mut self, e: &Error, what: &str) {

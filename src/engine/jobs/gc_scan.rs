@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 
+pub use super::belongings::{Belongings, Seen};
 use super::restore_source::Reads;
 use super::runner::records;
 use super::standing::Standing;
@@ -27,51 +28,6 @@ use crate::engine::model::holds::{
 };
 use crate::engine::plan::Intent;
 use crate::engine::plan::journal::{JobRecord, Keys};
-
-/// A record that a delete would remove, as it was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// Key.
-    pub key: MetaKey,
-    /// Its revision.
-    pub rev: MetaRev,
-}
-
-impl Seen {
-    fn of(kv: &KeyValue) -> Self {
-        Self {
-            key: kv.key.clone(),
-            rev: kv.mod_rev,
-        }
-    }
-}
-
-/// What belongs to one segment or build: its records, the main one last, and its objects.
-#[derive(Clone, Debug, Default)]
-pub struct Belongings {
-    /// Records, in the order they are deleted.
-    pub records: Vec<Seen>,
-    /// Objects by name.
-    pub objects: BTreeSet<ObjectKey>,
-    /// Folders of which every object belongs to it (storage V3).
-    pub folders: BTreeSet<ObjectKey>,
-    /// Objects that the record names although their path says that they are another's: never deleted with it.
-    pub strangers: BTreeSet<ObjectKey>,
-}
-
-impl Belongings {
-    /// A whole key that a segment's record names: the segment's own only if its path says so too.
-    fn take(&mut self, root: &str, (c, _, s): Place, key: &str) {
-        let owner = ObjPath::parse(root, key).known().map(|path| path.owner());
-        let own = owner.is_some_and(|of| of.collection == Some(c) && of.segment == Some(s));
-        let list = if own {
-            &mut self.objects
-        } else {
-            &mut self.strangers
-        };
-        list.insert(ObjectKey(key.to_owned()));
-    }
-}
 
 /// Everything read.
 #[derive(Debug, Default)]
@@ -320,7 +276,7 @@ async fn segments(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
                 ),
             }
         } else if !info.manifest_path.is_empty() {
-            mine.take(root, (c, p, s), &info.manifest_path);
+            mine.take(root, (c, s), &info.manifest_path);
         }
         inline_logs(reads, out, (c, p, s), &info, &mut mine);
         field_files(root, (c, p, s), &info, &mut mine);
@@ -450,7 +406,7 @@ fn field_files(root: &str, (c, p, s): Place, info: &pb::data::SegmentInfo, mine:
     }
     let mut add = |full: &str, key: ObjectKey| {
         if full.contains('/') && ObjPath::parse(root, full).known().is_some() {
-            mine.take(root, (c, p, s), full);
+            mine.take(root, (c, s), full);
         } else {
             mine.objects.insert(key);
         }

@@ -2,6 +2,7 @@
 //! resumes or undoes. This file is the contract between a job and its runner.
 
 mod awareness;
+mod belongings;
 mod board;
 pub mod copy;
 pub mod cx;
