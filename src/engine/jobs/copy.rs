@@ -227,6 +227,8 @@ pub async fn run(
             Copied::Failed(error) => stop = stop.or(Some(Err(error))),
         }
     }
+    // Up to now: the last look may be as old as the last copy.
+    pace.wait_for(host, 0);
     done.credit = match host.throttle() {
         Some(_) => pace.tokens as i64,
         None => 0,
