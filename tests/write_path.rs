@@ -6,11 +6,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use falconer::engine::clock::SeededEntropy;
+use falconer::engine::clock::{Clock, Entropy, SeededEntropy};
 use falconer::engine::error::{Error, ErrorKind, Result};
 use falconer::engine::format::pb;
 use falconer::engine::ids::{JobId, KeyPrefix, MetaKey, ObjectKey, UnixMs};
-use falconer::engine::jobs::copy::Done;
+use falconer::engine::jobs::copy::{self, CopyFile, CopyHost, Done, Ran};
 use falconer::engine::jobs::restore_plan::record_fits;
 use falconer::engine::meta::{Cond, Limits, MetaWrite, Span, Txn, Write};
 use falconer::engine::plan::execute::{Change, Executor, Parts, Who};
@@ -668,5 +668,65 @@ async fn the_largest_restore_that_a_plan_allows_has_a_record_that_can_be_written
             ..Change::default()
         };
         executor.commit_own(&who(), &change).await.unwrap();
+    }
+}
+
+/// A store that copies at once; only the rate takes time.
+struct Slow(Arc<support::faults::VirtualClock>, SeededEntropy, u64);
+
+#[async_trait::async_trait]
+impl CopyHost for Slow {
+    async fn copy(&self, _: &ObjectKey, _: &ObjectKey) -> Result<()> {
+        Ok(())
+    }
+    async fn size(&self, _: &ObjectKey) -> Result<Option<u64>> {
+        Ok(None)
+    }
+    fn parallel(&self) -> u32 {
+        4
+    }
+    fn throttle(&self) -> Option<u64> {
+        Some(self.2)
+    }
+    fn copied(&self, _: &CopyFile) {}
+    fn cancelled(&self) -> bool {
+        false
+    }
+    fn clock(&self) -> &dyn Clock {
+        &*self.0
+    }
+    fn entropy(&self) -> &dyn Entropy {
+        &self.1
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_holds_over_many_slices_whatever_the_files_measure() {
+    for size in [100, 1_000, 7_500] {
+        let files: Vec<CopyFile> = (0..150_000 / size)
+            .map(|i| CopyFile {
+                from: format!("files/a{i}").as_str().into(),
+                to: format!("files/b{i}").as_str().into(),
+                size,
+                group: 0,
+            })
+            .collect();
+        let clock = support::faults::VirtualClock::at(NOW);
+        let host = Slow(clock.clone(), SeededEntropy::new(1), 1_000);
+        let (begun, mut done, mut slices) = (clock.mono(), Done::default(), 0);
+        while copy::run(&host, &files, &mut done, copy::SLICE)
+            .await
+            .unwrap()
+            != Ran::All
+        {
+            // As a job does between two slices.
+            done = serde_json::from_str(&serde_json::to_string(&done).unwrap()).unwrap();
+            slices += 1;
+        }
+        let took = (clock.mono() - begun).as_secs();
+        assert!(slices > 5, "{size}: {slices} slices");
+        // The last file's own debt is not waited for.
+        let least = (150_000 - size) / 1_000 - 1;
+        assert!((least..=155).contains(&took), "{size}: {took} s");
     }
 }

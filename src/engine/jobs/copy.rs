@@ -60,6 +60,14 @@ pub struct Done {
     #[serde(default, rename = "runs", with = "runs")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub beyond: Vec<u32>,
+    /// Bytes that the rate still allows, or below 0 that were copied ahead of it: without it each slice would begin anew.
+    #[serde(default, skip_serializing_if = "is_nothing")]
+    pub credit: i64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_nothing(credit: &i64) -> bool {
+    *credit == 0
 }
 
 /// Ascending numbers as pairs of a first one and how many follow each other.
@@ -147,6 +155,9 @@ const BACKOFF: Duration = Duration::from_millis(200);
 /// Longest wait.
 const BACKOFF_MAX: Duration = Duration::from_secs(20);
 
+/// Longest wait for the rate without a look at what is asked now.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// What a slice came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ran {
@@ -170,7 +181,7 @@ pub async fn run(
     let mut todo: VecDeque<u32> = (done.cursor..files.len() as u32)
         .filter(|i| !done.has(*i))
         .collect();
-    let mut pace = Pace::new(host);
+    let mut pace = Pace::new(host, done.credit);
     let mut gate = Gate::new(host.parallel());
     let mut running: FuturesUnordered<BoxFuture<'_, (u32, Copied)>> = FuturesUnordered::new();
     let (mut started, mut stop) = (0u32, None);
@@ -190,7 +201,8 @@ pub async fn run(
             let wait = pace.wait_for(host, file.size);
             if !wait.is_zero() {
                 if running.is_empty() {
-                    host.clock().sleep(wait).await;
+                    // Not all of it at once: the rate may change, and the job be stopped.
+                    host.clock().sleep(wait.min(LOOK)).await;
                     continue;
                 }
                 break;
@@ -215,6 +227,12 @@ pub async fn run(
             Copied::Failed(error) => stop = stop.or(Some(Err(error))),
         }
     }
+    // Up to now: the last look may be as old as the last copy.
+    pace.wait_for(host, 0);
+    done.credit = match host.throttle() {
+        Some(_) => pace.tokens as i64,
+        None => 0,
+    };
     match stop {
         Some(why) => why,
         None if host.cancelled() => Err(Error::new(ErrorKind::Cancelled, "copying was stopped")),
@@ -320,9 +338,9 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(host: &dyn CopyHost) -> Self {
+    fn new(host: &dyn CopyHost, credit: i64) -> Self {
         Self {
-            tokens: host.throttle().unwrap_or(0) as f64,
+            tokens: credit as f64,
             at: host.clock().mono(),
         }
     }

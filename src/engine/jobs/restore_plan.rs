@@ -8,6 +8,7 @@ use super::copy::CopyFile;
 use super::restore_map::{Blueprint, Given, Source, draw, ids_needed};
 use super::restore_names::name_is_free;
 use super::restore_source::{Reads, prefixes};
+pub use super::restore_watch::record_fits;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::codec::is_tombstone;
 use crate::engine::format::keys::Family;
@@ -15,7 +16,6 @@ use crate::engine::format::pb;
 use crate::engine::ids::{
     CollectionId, DbId, KeyPrefix, MetaKey, MetaRev, ObjectKey, SnapshotId, UnixMs,
 };
-use crate::engine::meta::check::ETCD_LIMITS;
 use crate::engine::meta::{RangeOpts, Span};
 use crate::engine::model::text;
 use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
@@ -241,25 +241,6 @@ async fn contents(
     }
     out.source = Some(source);
     Ok(())
-}
-
-/// Whether the CopySegmentJob record of a restore of so many segments fits one value of etcd. It names each of them, and Milvus knows
-/// no other form: found out here, not when it is written.
-pub fn record_fits(segments: usize) -> Result<String> {
-    // The rest of the record, its key in journal and audit, and the reason when it fails.
-    const REST: usize = 64 << 10;
-    // Three ids of nine bytes, each with its tag; their length and their tag.
-    const MAPPING: usize = 32;
-    let most = (ETCD_LIMITS.bytes - REST) / MAPPING;
-    if segments <= most {
-        return Ok(format!("{segments} segments of at most {most}"));
-    }
-    Err(refuse(
-        format!(
-            "the snapshot has {segments} segments; the record of a restore holds at most {most}"
-        ),
-        "let Milvus compact the collection into fewer segments, and make a new snapshot",
-    ))
 }
 
 /// Names for an error, which the job's record keeps: not more than it can hold.

@@ -8,11 +8,12 @@ use prost::Message;
 use super::cx::JobCx;
 use super::restore::reads;
 use super::restore_map::{Blueprint, SEGMENTS_PER_TASK, Source};
-use crate::engine::error::Result;
+use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
 use crate::engine::format::pb;
 use crate::engine::format::wire::Patch;
 use crate::engine::ids::{JobId, Tso, UnixMs};
+use crate::engine::meta::check::ETCD_LIMITS;
 use crate::engine::meta::{Cond, Write};
 use crate::engine::plan::execute::Change;
 
@@ -116,6 +117,26 @@ impl Watchable<'_> {
         };
         Some((Key::CopySegmentTask(id), record.encode_to_vec()))
     }
+}
+
+/// Whether the CopySegmentJob record of a restore of so many segments fits one value of etcd. It names each of them, and Milvus knows
+/// no other form: found out here, not when it is written.
+pub fn record_fits(segments: usize) -> Result<String> {
+    // The rest of the record, its key in journal and audit, and the reason when it fails.
+    const REST: usize = 64 << 10;
+    // Three ids of nine bytes, each with its tag; their length and their tag.
+    const MAPPING: usize = 32;
+    let most = (ETCD_LIMITS.bytes - REST) / MAPPING;
+    if segments <= most {
+        return Ok(format!("{segments} segments of at most {most}"));
+    }
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!(
+            "the snapshot has {segments} segments; the record of a restore holds at most {most}"
+        ),
+    )
+    .fix("let Milvus compact the collection into fewer segments, and make a new snapshot"))
 }
 
 /// TSO, three hours after the end: Milvus's retention (`spec/snapshot.md` §5.4).
