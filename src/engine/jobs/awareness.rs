@@ -22,8 +22,8 @@ pub async fn warning(cx: &PlanCx) -> Result<Option<String>> {
     let who = match known.min() {
         Some((3.., _)) => return Ok(None),
         Some((_, version)) => format!("Milvus {version} does not know snapshots"),
-        // A file of our own has no Milvus that would run on it.
-        None if cx.meta.status().await?.server.starts_with("redb") => return Ok(None),
+        // Milvus runs on etcd; a store of our own has none that would wake up.
+        None if !cx.meta.status().await?.server.starts_with("etcd") => return Ok(None),
         None => "the version of this cluster's Milvus is not recorded; before 3.0 it does not know snapshots".into(),
     };
     Ok(Some(format!(
