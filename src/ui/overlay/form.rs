@@ -60,7 +60,7 @@ impl Form {
             fields: vec![
                 Field {
                     label: "Name",
-                    help: "unique in the collection; letters, digits, _ and -",
+                    help: "unique in the collection; letters, digits, _ and $",
                     input: Input::new(suggestion),
                 },
                 Field {
