@@ -250,7 +250,7 @@ impl Ours {
 #[async_trait]
 impl CopyHost for Ours {
     async fn copy(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()> {
-        self.executor.copy_object(from, to).await.map(|_| ())
+        self.executor.copy_once(from, to).await
     }
 
     async fn size(&self, key: &ObjectKey) -> Result<Option<u64>> {
