@@ -296,7 +296,7 @@ fn danger_decides_how_heavy_the_confirmation_is() {
     let mut c = lab();
     let plan = console::plan(falconer::engine::plan::Intent::DropSnapshot { snapshot: 7.into() });
     c.app.overlay = Some(Overlay::Review(Box::new(
-        falconer::ui::overlay::review::Review::new(Arc::new(plan)),
+        falconer::ui::overlay::review::Review::new(Arc::new(plan), None),
     )));
     for wrong in ["<enter>", "y<enter>", "<c-u>nightl<enter>"] {
         c.press(wrong);
@@ -326,7 +326,7 @@ fn a_plan_with_a_failed_check_cannot_be_applied_and_a_refusal_stays_on_screen() 
     let mut plan = console::plan(falconer::engine::plan::Intent::Demo);
     plan.checks[0].failed = Some("mixcoord is registered".to_owned());
     c.app.overlay = Some(Overlay::Review(Box::new(
-        falconer::ui::overlay::review::Review::new(Arc::new(plan)),
+        falconer::ui::overlay::review::Review::new(Arc::new(plan), None),
     )));
     c.press("<enter>y");
     assert!(c.asked.is_empty());
@@ -353,19 +353,32 @@ fn a_plan_with_a_failed_check_cannot_be_applied_and_a_refusal_stays_on_screen() 
 }
 
 #[test]
-fn read_only_says_why_and_asks_nothing() {
+fn read_only_plans_and_never_applies() {
     let mut c = Console::empty((120, 40), DARK, place(Some("a coordinator is alive")));
     c.feed(Msg::Catalog(Arc::new(catalog(&keyspace()))));
-    c.press("2cgD");
-    assert!(c.asked.is_empty(), "{:?}", c.asked);
-    assert!(c.app.overlay.is_none());
+    c.press("3g");
+    assert!(
+        c.asked.iter().any(|r| r.starts_with("Plan(Gc")),
+        "{:?}",
+        c.asked
+    );
+    assert!(matches!(c.app.overlay, Some(Overlay::Review(_))));
     let screen = c.screen();
     assert!(screen.contains("READ-ONLY"), "{screen}");
     assert!(
-        screen.contains("read-only: a coordinator is alive"),
+        screen.contains("only shown, read-only: a coordinator is alive"),
         "{screen}"
     );
-    c.press("?");
+    for key in ["y", "<enter>", "yes<enter>"] {
+        c.press(key);
+        assert!(
+            !c.asked.iter().any(|r| r.starts_with("Apply")),
+            "{key} applied: {:?}",
+            c.asked
+        );
+    }
+    assert!(!c.screen().contains("sent to the engine"), "{}", c.screen());
+    c.press("<esc>?");
     assert!(c.screen().contains("not now, read-only"), "{}", c.screen());
 }
 

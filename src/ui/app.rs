@@ -508,7 +508,8 @@ fn answered(app: &mut App, id: u64, reply: Result<Reply>, now: UnixMs) {
     };
     match (about, reply) {
         (Asked::Plan, Ok(Reply::Planned(plan))) => {
-            app.overlay = Some(Overlay::Review(Box::new(Review::new(plan))));
+            let review = Review::new(plan, app.place.read_only.as_deref());
+            app.overlay = Some(Overlay::Review(Box::new(review)));
         }
         (Asked::Apply, Ok(Reply::Accepted(job))) => {
             app.overlay = None;

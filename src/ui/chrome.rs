@@ -285,7 +285,7 @@ pub fn foot(app: &App, area: Rect, buf: &mut Buffer) {
     {
         let off = operate::why_disabled(app, entry.action).is_some();
         // An action on something that is not here is noise; one that is merely not possible is shown dim.
-        if off && entry.group == Group::Act && app.place.read_only.is_none() {
+        if off && entry.group == Group::Act {
             continue;
         }
         put(&mut x, limit, entry, off);

@@ -7,7 +7,7 @@ use crate::engine::model::resource::{Kind, RowId};
 use crate::engine::plan::Intent;
 
 use super::app::{App, Asked, Effect};
-use super::keymap::{self, Action, Group};
+use super::keymap::{self, Action};
 use super::nav::Place;
 use super::overlay::Overlay;
 use super::overlay::form::Form;
@@ -48,9 +48,12 @@ pub fn is_empty_store(app: &App) -> bool {
 #[must_use]
 pub fn why_disabled(app: &App, action: Action) -> Option<String> {
     let entry = keymap::entry(action)?;
-    if entry.group == Group::Act
-        && let Some(why) = &app.place.read_only
-    {
+    // What begins with a plan may be looked at anywhere; the review then refuses to apply it.
+    let at_once = matches!(
+        action,
+        Action::CancelJob | Action::Faster | Action::Slower | Action::Tighten | Action::Loosen
+    );
+    if at_once && let Some(why) = &app.place.read_only {
         return Some(format!("read-only: {why}"));
     }
     let page = app.history.page();

@@ -84,6 +84,8 @@ pub struct Order {
 pub struct Filter {
     needle: String,
     inverse: bool,
+    /// It holds a character that no number, size, age or moment is written with, so those need not be formatted.
+    wordy: bool,
 }
 
 impl Filter {
@@ -95,12 +97,39 @@ impl Filter {
             None => (false, typed),
         };
         let needle = rest.trim().to_lowercase();
-        (!needle.is_empty()).then_some(Self { needle, inverse })
+        let wordy = needle
+            .chars()
+            .any(|c| !c.is_ascii_digit() && !"+-.,: bdeghikmpst".contains(c));
+        (!needle.is_empty()).then_some(Self {
+            needle,
+            inverse,
+            wordy,
+        })
     }
 
     /// Whether a row with these cells stays.
-    pub fn keeps(&self, mut texts: impl Iterator<Item = String>) -> bool {
-        texts.any(|t| t.to_lowercase().contains(&self.needle)) != self.inverse
+    pub fn keeps(&self, mut row: impl Iterator<Item = Cell>) -> bool {
+        row.any(|cell| self.is_in(&cell)) != self.inverse
+    }
+
+    fn is_in(&self, cell: &Cell) -> bool {
+        match cell {
+            Cell::None => false,
+            Cell::Text(t) | Cell::State(t, _) => self.is_part_of(t),
+            Cell::Shared(t) => self.is_part_of(t),
+            Cell::Id(_) | Cell::Count(_) | Cell::Bytes(_) | Cell::Time(_) | Cell::Age(_) => {
+                !self.wordy && self.is_part_of(&cells::plain(cell))
+            }
+        }
+    }
+
+    fn is_part_of(&self, text: &str) -> bool {
+        if !text.is_ascii() {
+            return text.to_lowercase().contains(&self.needle);
+        }
+        text.as_bytes()
+            .windows(self.needle.len())
+            .any(|part| part.eq_ignore_ascii_case(self.needle.as_bytes()))
     }
 }
 
@@ -127,7 +156,7 @@ pub fn compute(world: &World, query: &Query, cancel: &AtomicBool) -> Option<Rows
             (!query.faults || (0..columns).any(|c| unwell(&cell(c))))
                 && filter
                     .as_ref()
-                    .is_none_or(|f| f.keeps((0..columns).map(|c| cells::plain(&cell(c)))))
+                    .is_none_or(|f| f.keeps((0..columns).map(cell)))
         });
     }
     if cancel.load(Ordering::Relaxed) {
@@ -168,12 +197,42 @@ mod tests {
 
     #[test]
     fn a_filter_is_a_substring_without_case_or_its_opposite() {
-        let row = || ["Books".to_owned(), "Flushed".to_owned()].into_iter();
-        assert!(Filter::parse("flush").is_some_and(|f| f.keeps(row())));
-        assert!(Filter::parse("!flush").is_some_and(|f| !f.keeps(row())));
+        let row = || {
+            [
+                Cell::Text("Books".into()),
+                Cell::State("Flüssig".into(), Tone::Good),
+                Cell::Count(1_234_567),
+            ]
+            .into_iter()
+        };
+        assert!(Filter::parse("OOK").is_some_and(|f| f.keeps(row())));
+        assert!(Filter::parse("flüss").is_some_and(|f| f.keeps(row())));
+        assert!(Filter::parse("!books").is_some_and(|f| !f.keeps(row())));
         assert!(Filter::parse("!growing").is_some_and(|f| f.keeps(row())));
         assert!(Filter::parse("zzz").is_some_and(|f| !f.keeps(row())));
+        assert!(Filter::parse("34,5").is_some_and(|f| f.keeps(row())));
         assert_eq!(Filter::parse(""), None);
         assert_eq!(Filter::parse("! "), None);
+    }
+
+    /// A word filter skips numbers unread; that must never lose a match.
+    #[test]
+    fn no_number_is_written_with_a_letter_that_a_filter_takes_for_a_word() {
+        let mut values = vec![0_u64, 1, 59, 60, 999, 3_600, 86_400, u64::MAX];
+        values.extend((0..63).map(|shift| 3_u64 << shift));
+        for n in values {
+            let signed = n.cast_signed();
+            for cell in [
+                Cell::Id(signed),
+                Cell::Count(signed),
+                Cell::Bytes(n),
+                Cell::Time(UnixMs(signed)),
+                Cell::Age(n),
+            ] {
+                let text = cells::plain(&cell);
+                let whole = Filter::parse(&text).expect("a number is never empty");
+                assert!(!whole.wordy && whole.is_in(&cell), "{cell:?} {text}");
+            }
+        }
     }
 }

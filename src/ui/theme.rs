@@ -282,10 +282,11 @@ impl Theme {
                 &Ink(0x8C_C9_8C, Color::Green),
                 &Ink(0x2B_74_34, Color::Green),
             ),
-            Tone::Busy => self.fg(&Ink(0x6C_C5_D9, Color::Cyan), &Ink(0x00_6F_8A, Color::Cyan)),
+            // Of the sixteen, cyan and yellow cannot be read on white.
+            Tone::Busy => self.fg(&Ink(0x6C_C5_D9, Color::Cyan), &Ink(0x00_6F_8A, Color::Blue)),
             Tone::Warn => self.fg(
                 &Ink(0xE6_B4_55, Color::Yellow),
-                &Ink(0x96_64_00, Color::Yellow),
+                &Ink(0x96_64_00, Color::Magenta),
             ),
             Tone::Bad => self.fg(&Ink(0xF0_71_78, Color::Red), &Ink(0xB3_26_1E, Color::Red)),
         }
@@ -313,7 +314,8 @@ impl Theme {
     }
 }
 
-/// The nearest colour of the 6×6×6 cube or of the grey ramp.
+/// The nearest colour of the 6×6×6 cube, or of the grey ramp for what is nearly grey. A dark green is nearer to a grey than to any
+/// green of the cube, but what it says is *green*.
 fn to_256(r: u8, g: u8, b: u8) -> u8 {
     let level = |v: u8| -> u8 {
         match v {
@@ -328,7 +330,8 @@ fn to_256(r: u8, g: u8, b: u8) -> u8 {
     let (lr, lg, lb) = (level(r as u8), level(g as u8), level(b as u8));
     let grey = (((r + g + b) / 3 - 3).max(0) / 10).min(23);
     let gv = 8 + 10 * grey;
-    if far(gv, gv, gv) < far(value(lr), value(lg), value(lb)) {
+    let spread = r.max(g).max(b) - r.min(g).min(b);
+    if spread < 32 && far(gv, gv, gv) < far(value(lr), value(lg), value(lb)) {
         232 + grey as u8
     } else {
         16 + 36 * lr + 6 * lg + lb
@@ -375,6 +378,24 @@ pub fn to_ascii(buf: &mut Buffer) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tone_keeps_its_hue_in_256_colours() {
+        for light in [false, true] {
+            for tone in [Tone::Good, Tone::Busy, Tone::Warn, Tone::Bad] {
+                let look = Look {
+                    depth: Depth::Ansi256,
+                    light,
+                    ascii: false,
+                };
+                let colour = Theme { look }.tone(tone).fg;
+                let Some(Color::Indexed(index)) = colour else {
+                    panic!("{tone:?}: {colour:?}")
+                };
+                assert!((16..232).contains(&index), "{tone:?} is grey {index}");
+            }
+        }
+    }
 
     fn look(flags: LookFlags, vars: &[(&str, &str)]) -> Look {
         let vars: Vec<(String, String)> = vars

@@ -7,7 +7,9 @@ use falconer::engine::clock::{Clock, SystemClock};
 use falconer::engine::error::{Error, ErrorKind};
 use falconer::engine::ids::{KeyPrefix, MetaRev, UnixMs};
 use falconer::engine::meta::etcd::EtcdStore;
-use falconer::engine::meta::{Event, MetaRead, MetaWrite, RangeOpts, Span, Write};
+use falconer::engine::meta::{
+    Cond, Event, MetaRead, MetaWrite, Outcome, RangeOpts, Span, Txn, Write,
+};
 use falconer::engine::profile::{EtcdProfile, TlsProfile};
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -237,6 +239,75 @@ async fn an_endpoint_that_hangs_or_dies() {
         .unwrap();
     assert!(store.get(&key("h")).await.unwrap().is_none());
     assert_eq!(store.get(&key("g")).await.unwrap().is_some(), happened);
+}
+
+/// The leader dies under a writer and a watcher: every write is committed once, refused, or settled by reading, and the
+/// watch, taken up where it ended, tells the same story.
+#[tokio::test]
+async fn a_leader_of_three_dies() {
+    let mut three = Etcd::three(EtcdVersion::V35);
+    let endpoints = three.each_ref().map(Etcd::endpoint);
+    let mut profile = EtcdProfile::plain(endpoints.clone());
+    profile.request_timeout = Duration::from_secs(2);
+    let store = EtcdStore::connect(&profile, clock()).await.unwrap();
+    let before = head(&store).await;
+    let mut watch = store.watch(Span::all(), before.next()).await.unwrap();
+
+    let mut last = commit(&store, writes(vec![put("w", "start")])).await;
+    let (mut written, mut seen, mut unknown) = (Vec::new(), Vec::new(), 0);
+    written.push((last, "start".to_owned()));
+    for i in 0..40 {
+        if i == 12 {
+            let status = store.status().await.unwrap();
+            assert_eq!(status.members.iter().filter(|m| m.leader).count(), 1);
+            let leader = status.members.iter().position(|m| m.leader).unwrap();
+            three[leader].kill();
+        }
+        let value = i.to_string();
+        // An election takes about a second. What is sent again must not happen twice, so each write names what it replaces.
+        let next = Txn {
+            conds: vec![Cond::At(key("w"), last)],
+            writes: vec![put("w", &value)],
+        };
+        last = loop {
+            match store.txn(next.clone()).await {
+                Ok(Outcome::Committed { rev }) => break rev,
+                Ok(Outcome::Refused { seen, .. }) => {
+                    let [held] = &seen[..] else {
+                        panic!("{seen:?}")
+                    };
+                    assert_eq!(held.value, value.as_bytes(), "somebody else wrote");
+                    break held.mod_rev;
+                }
+                Err(e) if e.kind() == ErrorKind::OutcomeUnknown => unknown += 1,
+                Err(e) => says(&e, ErrorKind::Unreachable, &["etcd.endpoints"]),
+            }
+            clock().sleep(Duration::from_millis(50)).await;
+        };
+        written.push((last, value));
+    }
+    while seen.len() < written.len() {
+        let from = seen
+            .last()
+            .map_or(before, |(rev, _): &(MetaRev, String)| *rev);
+        match next_change(&mut watch).await {
+            Some(Ok(batch)) => {
+                for event in &batch.events {
+                    if let Event::Put(kv) = event {
+                        seen.push((batch.rev, String::from_utf8_lossy(&kv.value).into_owned()));
+                    }
+                }
+            }
+            _ => watch = store.watch(Span::all(), from.next()).await.unwrap(),
+        }
+    }
+    assert_eq!(seen, written, "{unknown} outcomes were unknown");
+    for etcd in three.iter_mut().filter(|e| !e.is_running()) {
+        etcd.restart();
+    }
+    let status = store.status().await.unwrap();
+    assert!(status.members.iter().all(|m| m.answer.is_ok()));
+    assert_eq!(status.members.iter().filter(|m| m.leader).count(), 1);
 }
 
 #[tokio::test]

@@ -91,6 +91,10 @@ pub struct Etcd {
     dir: TempDir,
     certs: Option<CertFiles>,
     ports: Ports,
+    /// Its name among the members.
+    name: String,
+    /// `--initial-cluster`.
+    members: String,
     process: Option<Process>,
 }
 
@@ -117,23 +121,21 @@ impl Etcd {
         }
     }
 
+    /// Three members of one cluster: with one of them gone, the others still decide.
+    pub fn three(version: EtcdVersion) -> [Etcd; 3] {
+        let mut all = ["a", "b", "c"].map(|name| Etcd::prepare(Etcd::options(version), name));
+        let members = all.each_ref().map(|e| e.members.clone()).join(",");
+        for etcd in &mut all {
+            etcd.members.clone_from(&members);
+            etcd.spawn();
+        }
+        // A member is healthy once there is a leader, so none may be waited for before all have been started.
+        all.iter().for_each(Etcd::await_health);
+        all
+    }
+
     fn start_with(options: EtcdOptions) -> Etcd {
-        let dir = tempfile::Builder::new()
-            .prefix("falconer-etcd-")
-            .tempdir()
-            .expect("a folder for temporary files");
-        let certs = (options.tls != Tls::None).then(|| CertFiles::make(dir.path(), "root"));
-        let mut etcd = Etcd {
-            options,
-            dir,
-            certs,
-            ports: Ports {
-                client: Port::take(),
-                peer: Port::take(),
-                metrics: Port::take(),
-            },
-            process: None,
-        };
+        let mut etcd = Etcd::prepare(options, "default");
         etcd.run();
         if let Some(password) = etcd.options.root_password.clone() {
             block_on(etcd.enable_auth(&password));
@@ -141,14 +143,41 @@ impl Etcd {
         etcd
     }
 
+    fn prepare(options: EtcdOptions, name: &str) -> Etcd {
+        let dir = tempfile::Builder::new()
+            .prefix("falconer-etcd-")
+            .tempdir()
+            .expect("a folder for temporary files");
+        let certs = (options.tls != Tls::None).then(|| CertFiles::make(dir.path(), "root"));
+        let ports = Ports {
+            client: Port::take(),
+            peer: Port::take(),
+            metrics: Port::take(),
+        };
+        Etcd {
+            options,
+            dir,
+            certs,
+            name: name.to_owned(),
+            members: format!("{name}=http://127.0.0.1:{}", ports.peer.number()),
+            ports,
+            process: None,
+        }
+    }
+
     fn run(&mut self) {
+        self.spawn();
+        self.await_health();
+    }
+
+    fn spawn(&mut self) {
         assert!(self.process.is_none(), "this etcd runs already");
         let client = self.endpoint();
         let peer = format!("http://127.0.0.1:{}", self.ports.peer.number());
         let metrics = format!("http://127.0.0.1:{}", self.ports.metrics.number());
         let mut args: Vec<String> = [
             "--name",
-            "default",
+            &self.name,
             "--data-dir",
             &self.data_dir().display().to_string(),
             "--unsafe-no-fsync",
@@ -165,7 +194,7 @@ impl Etcd {
             "--initial-advertise-peer-urls",
             &peer,
             "--initial-cluster",
-            &format!("default={peer}"),
+            &self.members,
             "--listen-metrics-urls",
             &metrics,
         ]
@@ -187,16 +216,21 @@ impl Etcd {
             }
         }
         args.extend(self.options.extra.iter().cloned());
-        let process = Process::start(&self.options.version.program(), &args, self.dir.path());
+        let program = self.options.version.program();
+        self.process = Some(Process::start(&program, &args, self.dir.path()));
+    }
+
+    fn await_health(&self) {
+        let process = self.running();
         let metrics = self.ports.metrics.number();
         let healthy = wait_until(PATIENCE, || !process.is_alive() || is_healthy(metrics));
         assert!(
             healthy && process.is_alive(),
-            "{:?} is not healthy on {client}; its last words:\n{}",
+            "{:?} is not healthy on {}; its last words:\n{}",
             self.options.version,
+            self.endpoint(),
             process.log_tail()
         );
-        self.process = Some(process);
     }
 
     /// `http://127.0.0.1:PORT`, or `https` with TLS.
@@ -214,6 +248,11 @@ impl Etcd {
 
     pub fn version(&self) -> EtcdVersion {
         self.options.version
+    }
+
+    /// Whether it has been started and not ended by a test.
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
     }
 
     /// The server's own process; panics while it is stopped.

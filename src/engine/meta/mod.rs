@@ -136,7 +136,7 @@ pub struct RangeOpts {
     pub keys_only: bool,
 }
 
-/// Default keys a page: measured best against real etcd (`spec` lab README: pages of 10,000).
+/// Default keys a page. The reflector, which lists most, asks for more once it knows how large they are.
 pub const DEFAULT_PAGE: usize = 10_000;
 
 /// One page of a span, in key order.

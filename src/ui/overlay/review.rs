@@ -32,14 +32,18 @@ pub struct Review {
     pub sent: bool,
     /// Why it was refused, or cannot be applied.
     pub why: Option<String>,
+    /// It is only looked at: nothing can be written here.
+    pub only_shown: bool,
 }
 
 impl Review {
-    /// A plan that has just arrived.
+    /// A plan that has just arrived, and why nothing can be written here, if nothing can.
     #[must_use]
-    pub fn new(plan: Arc<Plan>) -> Self {
+    pub fn new(plan: Arc<Plan>, read_only: Option<&str>) -> Self {
         let failed = plan.failures().count();
-        let why = (failed > 0).then(|| {
+        let read_only = read_only.map(|why| format!("only shown, read-only: {why}"));
+        let only_shown = read_only.is_some();
+        let failing = (failed > 0).then(|| {
             format!(
                 "cannot be applied: {failed} {} not hold",
                 if failed == 1 {
@@ -54,7 +58,8 @@ impl Review {
             top: 0,
             typed: Input::default(),
             sent: false,
-            why,
+            why: read_only.or(failing),
+            only_shown,
         }
     }
 
@@ -75,8 +80,12 @@ impl Review {
             .unwrap_or("yes")
     }
 
+    fn can_apply(&self) -> bool {
+        !self.only_shown && self.plan.applicable()
+    }
+
     fn confirmed(&self, key: KeyCode) -> Option<String> {
-        if self.sent || !self.plan.applicable() {
+        if self.sent || !self.can_apply() {
             return None;
         }
         match (self.plan.danger, key) {
@@ -116,7 +125,7 @@ pub fn event(
                 review.why = None;
                 let hash = review.plan.hash.clone();
                 app.ask(Asked::Apply, Request::Apply { hash, typed }, out);
-            } else if review.plan.danger == Danger::High && !review.sent {
+            } else if review.plan.danger == Danger::High && !review.sent && review.can_apply() {
                 edit(&mut review.typed, event);
             }
         }
@@ -310,7 +319,7 @@ fn confirm_line(
         );
         return None;
     }
-    if !review.plan.applicable() {
+    if !review.can_apply() {
         hints(&[("↑↓", "scroll"), ("Esc", "close")], foot, buf, theme);
         return None;
     }

@@ -26,13 +26,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use self::picture::Picture;
-use super::{MetaRead, Page, RangeOpts, Span, WatchBatch};
+use super::{DEFAULT_PAGE, MetaRead, Page, RangeOpts, Span, WatchBatch};
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{MetaKey, MetaRev, UnixMs};
 
 /// Events that may wait for a slow consumer; then the reflector waits, and with it the watch.
-const QUEUE: usize = 64;
+const QUEUE: usize = 16;
 /// First and longest pause between two attempts, before jitter.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// How long the watch may take to pass a revision before the keys are compared.
@@ -43,6 +43,10 @@ const OVERDUE: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(15);
 /// A live connection that held this long was a good one: after it, the pauses start anew.
 const HELD: Duration = Duration::from_secs(10);
+
+/// Bytes of keys and values that a page of a long listing should have, and the most keys. etcd walks the index of everything
+/// that is still to come for each page, so a million keys in pages of 10,000 cost it five times what they cost in pages of this size.
+const PAGE: (usize, usize) = (8 << 20, 50_000);
 
 /// What happened, in order.
 #[derive(Clone, Debug)]
@@ -86,7 +90,10 @@ pub enum ReflectorEvent {
 pub struct Reflector {
     source: Arc<dyn MetaRead>,
     span: Span,
+    /// Keys of the next page; 0 = the store's default.
     page: usize,
+    /// Whether the size of a page follows the size of its values.
+    grows: bool,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     picture: Picture,
@@ -156,6 +163,18 @@ impl Fetch {
 
 type Out = mpsc::Sender<ReflectorEvent>;
 
+/// Keys of the page after this one. At most twice as many, for the next values may be larger than these.
+fn next_page(page: &Page) -> usize {
+    let keys = page.kvs.len();
+    let bytes: usize = page
+        .kvs
+        .iter()
+        .map(|kv| kv.key.0.len() + kv.value.len())
+        .sum();
+    let wanted = PAGE.0.saturating_mul(keys) / bytes.max(1);
+    wanted.min(keys * 2).clamp(DEFAULT_PAGE, PAGE.1)
+}
+
 async fn say(out: &Out, event: ReflectorEvent) -> Result<(), End> {
     out.send(event).await.map_err(|_| End::Closed)
 }
@@ -172,6 +191,7 @@ impl Reflector {
             source,
             span,
             page: 0,
+            grows: true,
             clock,
             entropy,
             picture: Picture::default(),
@@ -182,10 +202,11 @@ impl Reflector {
         }
     }
 
-    /// Lists in pages of this many keys instead of the store's default.
+    /// Lists in pages of this many keys.
     #[must_use]
     pub fn page(mut self, keys: usize) -> Self {
         self.page = keys;
+        self.grows = false;
         self
     }
 
@@ -420,6 +441,9 @@ impl Reflector {
                 "the store sent an empty page and says that more follows",
             )
             .into());
+        }
+        if self.grows && page.more {
+            self.page = next_page(&page);
         }
         let Some(events) = self.picture.page(page) else {
             return Err(Error::new(
