@@ -187,6 +187,9 @@ pub enum SnapshotCommand {
         /// Seconds of compaction protection.
         #[arg(long, default_value_t = 0)]
         protect: u64,
+        /// Your own name for this order: given again with the same name, nothing more is made, and that is a success.
+        #[arg(long, value_name = "ID")]
+        operation: Option<String>,
         /// How to apply.
         #[command(flatten)]
         apply: ApplyArgs,
@@ -206,6 +209,56 @@ pub enum SnapshotCommand {
         /// Output format.
         #[command(flatten)]
         out: OutputArgs,
+    },
+    /// Look whether one is whole: every object there, sizes as they were; the result is kept.
+    Verify {
+        /// Name, `collection/name` or id.
+        snapshot: String,
+        /// Also count the rows of each segment and open every insert log.
+        #[arg(long)]
+        deep: bool,
+        /// How to apply.
+        #[command(flatten)]
+        apply: ApplyArgs,
+    },
+    /// List pins: whose, what for, and the time left.
+    Pins {
+        /// Of this snapshot; of all when absent.
+        snapshot: Option<String>,
+        /// Output format.
+        #[command(flatten)]
+        out: OutputArgs,
+    },
+    /// Keep one from being dropped for a while.
+    Pin {
+        /// Name, `collection/name` or id.
+        snapshot: String,
+        /// How long: 600, 10m, 2h, 7d, at most 30d; 0 = until it is taken off.
+        #[arg(long, value_name = "TIME", value_parser = time)]
+        ttl: u64,
+        /// Who needs it: whoever wants to drop it asks there.
+        #[arg(long, value_name = "NAME")]
+        owner: String,
+        /// What for.
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+        /// How to apply.
+        #[command(flatten)]
+        apply: ApplyArgs,
+    },
+    /// Take a pin off.
+    Unpin {
+        /// Name, `collection/name` or id.
+        snapshot: String,
+        /// The pin's id.
+        #[arg(required_unless_present = "all_expired")]
+        pin: Option<i64>,
+        /// Every pin whose time is over.
+        #[arg(long, conflicts_with = "pin")]
+        all_expired: bool,
+        /// How to apply.
+        #[command(flatten)]
+        apply: ApplyArgs,
     },
     /// Drop one: its files first, its record last. Source data is never touched.
     Drop {
@@ -408,11 +461,19 @@ impl Command {
             | Self::Doctor(_)
             | Self::Config(_)
             | Self::Completions { .. }
-            | Self::Snapshot(SnapshotCommand::List { .. } | SnapshotCommand::Describe { .. })
+            | Self::Snapshot(
+                SnapshotCommand::List { .. }
+                | SnapshotCommand::Describe { .. }
+                | SnapshotCommand::Pins { .. },
+            )
             | Self::Restore(RestoreCommand::List { .. })
             | Self::Gc(GcCommand::Plan { .. }) => true,
             Self::Snapshot(
-                SnapshotCommand::Create { apply, .. } | SnapshotCommand::Drop { apply, .. },
+                SnapshotCommand::Create { apply, .. }
+                | SnapshotCommand::Drop { apply, .. }
+                | SnapshotCommand::Pin { apply, .. }
+                | SnapshotCommand::Unpin { apply, .. }
+                | SnapshotCommand::Verify { apply, .. },
             )
             | Self::Restore(RestoreCommand::Start { apply, .. })
             | Self::Gc(GcCommand::Run { apply, .. })
@@ -426,6 +487,7 @@ impl Command {
         let follows = matches!(
             self,
             Self::Restore(RestoreCommand::Watch { rate: None, .. })
+                | Self::Snapshot(SnapshotCommand::Verify { .. })
         );
         !self.reads_only() && !follows
     }
@@ -460,6 +522,12 @@ async fn journal(handle: &mut Handle) {
             );
         }
     }
+}
+
+/// `600`, `10m`, `2h`, `7d`, in seconds.
+fn time(text: &str) -> std::result::Result<u64, String> {
+    crate::engine::model::text::seconds(text)
+        .ok_or_else(|| "give a number of seconds, or 10m, 2h, 7d".into())
 }
 
 /// `20MiB`, `512KiB`, `1000000`.

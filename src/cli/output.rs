@@ -475,6 +475,32 @@ pub fn doctor(out: &mut dyn Write, report: &Value, format: Format) -> Result<()>
     )
 }
 
+/// Pins, a line each.
+pub fn pins(out: &mut dyn Write, pins: &Value, format: Format) -> Result<()> {
+    let rows = pins.as_array().map_or(&[][..], Vec::as_slice);
+    match format {
+        Format::Table | Format::Wide => {
+            let mut names = vec!["snapshot", "collection", "id", "owner", "left", "reason"];
+            if format == Format::Wide {
+                names.extend(["expires", "made", "by", "snapshot_id"]);
+            }
+            let heads: Vec<(String, bool)> =
+                names.iter().map(|n| (n.to_uppercase(), *n == "id")).collect();
+            let cell = |row: &Value, name: &str| match &row[name] {
+                Value::Null => String::new(),
+                value => scalar(value),
+            };
+            let cells: Vec<Vec<String>> = rows
+                .iter()
+                .map(|row| names.iter().map(|name| cell(row, name)).collect())
+                .collect();
+            table(out, &heads, &cells)
+        }
+        Format::Jsonl => rows.iter().try_for_each(|row| document(out, row, format)),
+        _ => document(out, &json!({ "kind": "pins", "items": rows }), format),
+    }
+}
+
 /// A tree.
 pub fn tree(out: &mut dyn Write, value: &Value, format: Format) -> Result<()> {
     match format {
@@ -492,7 +518,10 @@ fn print_tree(out: &mut dyn Write, value: &Value, indent: usize) -> Result<()> {
                     line(out, &format!("{pad}{name}"))?;
                     print_tree(out, inner, indent + 2)?;
                 } else {
-                    line(out, &format!("{pad}{name:<24}  {}", scalar(inner)))?;
+                    let size = inner.as_u64().filter(|n| name == "bytes" && *n >= 1024);
+                    let size = size.map(|n| format!("  ({})", show(&Cell::Bytes(n))));
+                    let size = size.unwrap_or_default();
+                    line(out, &format!("{pad}{name:<24}  {}{size}", scalar(inner)))?;
                 }
             }
             Ok(())

@@ -5,13 +5,13 @@ use std::io::Write;
 
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Handle, Reply, Request};
-use crate::engine::ids::{CollectionId, JobId, SnapshotId};
+use crate::engine::ids::{CollectionId, JobId, PinId, SnapshotId};
 use crate::engine::model::jobs::JobKind;
 use crate::engine::model::resource::{self, Kind, RowId, Scope, View};
 use crate::engine::plan::Intent;
 
 use super::{
-    DescribeArgs, DoctorArgs, Format, GcCommand, GcScope, GetArgs, RestoreCommand, SnapshotCommand,
+    ApplyArgs, DescribeArgs, DoctorArgs, Format, GcCommand, GcScope, GetArgs, RestoreCommand, SnapshotCommand,
     jobs, output,
 };
 
@@ -120,6 +120,7 @@ pub async fn snapshot(
             name,
             description,
             protect,
+            operation,
             apply,
         } => {
             let collection = collection(handle, &name_of)?;
@@ -128,6 +129,7 @@ pub async fn snapshot(
                 name,
                 description,
                 protection_secs: protect,
+                operation,
             };
             jobs::apply(handle, intent, &apply, out).await
         }
@@ -160,11 +162,94 @@ pub async fn snapshot(
             )?;
             Ok(0)
         }
+        SnapshotCommand::Verify {
+            snapshot,
+            deep,
+            apply,
+        } => {
+            let snapshot = snapshot_id(handle, &snapshot)?;
+            verify(handle, snapshot, deep, &apply, out).await
+        }
+        SnapshotCommand::Pins {
+            snapshot,
+            out: format,
+        } => {
+            let id = snapshot
+                .map(|name| snapshot_id(handle, &name))
+                .transpose()?;
+            match handle.request(Request::SnapshotPins(id)).await? {
+                Reply::Tree(pins) => output::pins(out, &pins, format.output)?,
+                _ => return Err(jobs::unexpected()),
+            }
+            Ok(0)
+        }
+        SnapshotCommand::Pin {
+            snapshot,
+            ttl,
+            owner,
+            reason,
+            apply,
+        } => {
+            let intent = Intent::PinSnapshot {
+                snapshot: snapshot_id(handle, &snapshot)?,
+                ttl_secs: ttl,
+                owner,
+                reason,
+            };
+            jobs::apply(handle, intent, &apply, out).await
+        }
+        SnapshotCommand::Unpin {
+            snapshot,
+            pin,
+            all_expired: _,
+            apply,
+        } => {
+            let intent = Intent::UnpinSnapshot {
+                snapshot: snapshot_id(handle, &snapshot)?,
+                pin: pin.map(PinId),
+            };
+            jobs::apply(handle, intent, &apply, out).await
+        }
         SnapshotCommand::Drop { snapshot, apply } => {
             let snapshot = snapshot_id(handle, &snapshot)?;
             jobs::apply(handle, Intent::DropSnapshot { snapshot }, &apply, out).await
         }
     }
+}
+
+/// `snapshot verify`: by a job that keeps the result, where something can be written; else the look alone. 7 when it is not whole.
+async fn verify(
+    handle: &mut Handle,
+    snapshot: SnapshotId,
+    deep: bool,
+    apply: &ApplyArgs,
+    out: &mut (dyn Write + Send),
+) -> Result<u8> {
+    let intent = Intent::VerifySnapshot { snapshot, deep };
+    let why = match &handle.place.read_only {
+        Some(why) if !apply.plan => why.clone(),
+        _ => {
+            let plan = jobs::plan(handle, intent.clone()).await?;
+            let coordinator = plan
+                .failures()
+                .find(|c| c.name == "no coordinator is registered");
+            match coordinator.and_then(|c| c.failed.clone()) {
+                Some(why) if !apply.plan => why,
+                _ => return jobs::apply(handle, intent, apply, out).await,
+            }
+        }
+    };
+    let reply = handle
+        .request(Request::SnapshotVerify { snapshot, deep })
+        .await?;
+    let whole = matches!(&reply, Reply::Tree(found) if found["whole"] == true);
+    tree(reply, apply.out.output, out)?;
+    // Not part of the answer.
+    let _ = writeln!(
+        std::io::stderr(),
+        "falconer: the result is not kept, because nothing can be written: {why}"
+    );
+    Ok(if whole { 0 } else { 7 })
 }
 
 /// `restore …`.

@@ -98,6 +98,15 @@ pub enum Request {
     Raw(MetaKey),
     /// Everything known of a snapshot: metadata JSON and manifests read, bytes by kind, missing objects.
     SnapshotDetail(super::ids::SnapshotId),
+    /// The pins of a snapshot, or of all: whose, and how long.
+    SnapshotPins(Option<super::ids::SnapshotId>),
+    /// Whether a snapshot is whole; the result is kept nowhere.
+    SnapshotVerify {
+        /// This one.
+        snapshot: super::ids::SnapshotId,
+        /// Also count rows and open files.
+        deep: bool,
+    },
     /// Health checks; `deep` compares the bucket's listing with every reference.
     Doctor {
         /// Compare listings.

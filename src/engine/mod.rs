@@ -273,6 +273,9 @@ fn registry() -> Registry {
         .with(jobs::gc::Gc::default())
         .with(jobs::snapshot_create::CreateSnapshot)
         .with(jobs::snapshot_drop::DropSnapshot)
+        .with(jobs::snapshot_pin::PinSnapshot)
+        .with(jobs::snapshot_unpin::UnpinSnapshot)
+        .with(jobs::snapshot_verify::VerifySnapshot)
         .with(jobs::demo::Demo)
 }
 

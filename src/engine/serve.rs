@@ -74,6 +74,14 @@ impl Server {
                 let tree = super::snapshot_detail::tree(self, id).await?;
                 Ok(Reply::Tree(Arc::new(tree)))
             }
+            Request::SnapshotPins(id) => {
+                let tree = super::snapshot_detail::pins(self, id).await?;
+                Ok(Reply::Tree(Arc::new(tree)))
+            }
+            Request::SnapshotVerify { snapshot, deep } => {
+                let tree = super::snapshot_detail::verify(self, snapshot, deep).await?;
+                Ok(Reply::Tree(Arc::new(tree)))
+            }
             Request::Doctor { deep } => self.doctor(deep).await,
             Request::Plan(intent) => {
                 let catalog = self.catalog.borrow().clone();

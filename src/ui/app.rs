@@ -352,7 +352,18 @@ impl App {
                 }
             }
             Place::Detail(_, RowId::Snapshot(snapshot)) => {
-                self.ask_tree_once(Request::SnapshotDetail(snapshot), out);
+                let row = RowId::Snapshot(snapshot);
+                let rev = resource::rev(&self.world(now).view(), &row);
+                let page = self.history.page();
+                let asked = matches!(page.tree, super::nav::Remote::Asked(..));
+                let never = matches!(page.tree, super::nav::Remote::Idle);
+                // Its pins and its state are in the answer.
+                if never || (rev > page.asked_at && !asked) {
+                    let id = self.ask(Asked::Page, Request::SnapshotDetail(snapshot), out);
+                    let page = self.history.page_mut();
+                    page.tree.ask(id);
+                    page.asked_at = rev;
+                }
             }
             Place::Doctor => self.ask_tree_once(Request::Doctor { deep: false }, out),
             Place::Overview => {

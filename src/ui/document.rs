@@ -186,7 +186,7 @@ fn grow(name: String, value: &Value, depth: u16, out: &mut Vec<Line>) {
             }
         }
         leaf => {
-            let note = moment(&name, leaf).unwrap_or_default();
+            let note = moment(&name, leaf).or_else(|| size(&name, leaf)).unwrap_or_default();
             out.push(Line::field(name, scalar(leaf)).indented(depth).note(note));
         }
     }
@@ -216,6 +216,12 @@ fn moment(name: &str, leaf: &Value) -> Option<String> {
         _ => return None,
     };
     Some(at.utc())
+}
+
+/// A number of bytes by its name, as a size.
+fn size(name: &str, leaf: &Value) -> Option<String> {
+    let bytes = leaf.as_u64().filter(|n| name == "bytes" && *n >= 1024)?;
+    Some(text::bytes(bytes))
 }
 
 fn scalar(value: &Value) -> String {

@@ -76,6 +76,12 @@ pub enum Action {
     Restore,
     /// Plan a drop.
     Drop,
+    /// Plan a pin.
+    Pin,
+    /// Plan to take pins off.
+    Unpin,
+    /// Plan a look whether a snapshot is whole.
+    Verify,
     /// Plan a garbage collection pass.
     Gc,
     /// Plan the end of a job.
@@ -359,6 +365,33 @@ pub const ACTIONS: &[Entry] = &[
         ROWS,
         Danger::High,
         "drop",
+    ),
+    act(
+        Action::Pin,
+        "pin",
+        "Pin the snapshot: nobody can drop it for a while",
+        &[ch('p')],
+        ROWS,
+        Danger::Low,
+        "pin",
+    ),
+    act(
+        Action::Unpin,
+        "unpin",
+        "Take a pin off the snapshot",
+        &[ch('P')],
+        ROWS,
+        Danger::High,
+        "",
+    ),
+    act(
+        Action::Verify,
+        "verify-snapshot",
+        "Look whether the snapshot is whole, deep, and keep the result",
+        &[ch('V')],
+        ROWS,
+        Danger::Low,
+        "",
     ),
     act(
         Action::CancelJob,

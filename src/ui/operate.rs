@@ -61,7 +61,13 @@ pub fn why_disabled(app: &App, action: Action) -> Option<String> {
     let needs = |there: bool, what: &str| (!there).then(|| what.to_owned());
     match action {
         Action::CreateSnapshot => needs(collection(app).is_some(), "select a collection first"),
-        Action::Restore | Action::Drop => needs(snapshot(app).is_some(), "select a snapshot first"),
+        Action::Restore | Action::Drop | Action::Pin | Action::Verify => {
+            needs(snapshot(app).is_some(), "select a snapshot first")
+        }
+        Action::Unpin => match snapshot(app).and_then(|id| app.catalog.snapshot(id)) {
+            None => Some("select a snapshot first".to_owned()),
+            Some(s) => needs(!s.pins.is_empty(), "nobody has pinned this snapshot"),
+        },
         Action::CancelJob | Action::Faster | Action::Slower | Action::Tighten | Action::Loosen => {
             match job(app) {
                 None => Some("select a job first".to_owned()),
@@ -112,6 +118,29 @@ pub fn act(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
         Action::Drop => {
             let Some(id) = snapshot(app) else { return };
             plan(app, Intent::DropSnapshot { snapshot: id }, out);
+        }
+        Action::Pin => {
+            let Some(id) = snapshot(app) else { return };
+            let name = app.name_of(&RowId::Snapshot(id), now);
+            app.overlay = Some(Overlay::Form(Box::new(Form::pin(id, &name))));
+        }
+        Action::Unpin => {
+            let Some(id) = snapshot(app) else { return };
+            let name = app.name_of(&RowId::Snapshot(id), now);
+            let pins = app.catalog.snapshot(id).map(|s| s.pins.clone());
+            let only = match pins.as_deref() {
+                Some([only]) => Some(only.id),
+                _ => None,
+            };
+            app.overlay = Some(Overlay::Form(Box::new(Form::unpin(id, &name, only))));
+        }
+        Action::Verify => {
+            let Some(id) = snapshot(app) else { return };
+            let intent = Intent::VerifySnapshot {
+                snapshot: id,
+                deep: true,
+            };
+            plan(app, intent, out);
         }
         Action::Gc => {
             let scope = collection(app);

@@ -257,6 +257,11 @@ impl JobCx {
         self.dials.parallel.load(Ordering::Relaxed)
     }
 
+    /// The same, for requests that copy nothing.
+    pub fn at_once(&self) -> usize {
+        usize::try_from(self.parallel()).unwrap_or(1).max(1)
+    }
+
     /// Bytes a second; may change while copies run.
     pub fn throttle(&self) -> Option<u64> {
         self.dials.throttle()
@@ -269,6 +274,11 @@ impl JobCx {
         } else {
             Ok(())
         }
+    }
+
+    /// Who we are, for records.
+    pub fn actor(&self) -> &str {
+        self.executor.actor()
     }
 
     /// Our own keys, for jobs that read what another left behind.

@@ -9,6 +9,7 @@ use prost::Message;
 pub use super::belongings::{Belongings, Seen};
 use super::restore_source::Reads;
 use super::runner::records;
+use super::snapshot_create::works_on;
 use super::standing::Standing;
 use crate::engine::error::Result;
 use crate::engine::format::binlog;
@@ -581,6 +582,7 @@ async fn our_work(reads: &Reads<'_>, out: &mut Scan, me: Option<JobId>) -> Resul
                         Intent::Restore { snapshot, .. } | Intent::DropSnapshot { snapshot } => {
                             Some(snapshot)
                         }
+                        Intent::CreateSnapshot { .. } => works_on(&job.machine),
                         _ => None,
                     },
                     ..Work::default()

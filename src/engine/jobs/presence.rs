@@ -75,6 +75,12 @@ fn listing(root: &str, key: &ObjectKey) -> Option<ObjectKey> {
         | ObjPath::StatsLog(..)
         | ObjPath::DeltaLog(..)
         | ObjPath::Bm25Log(..)
+        | ObjPath::SegmentManifest(..)
+        | ObjPath::SegmentData(..)
+        | ObjPath::SegmentDelta(..)
+        | ObjPath::SegmentStats(..)
+        | ObjPath::SegmentIndex(..)
+        | ObjPath::Lob(..)
         | ObjPath::IndexFileV1(..) => 2,
         _ => return None,
     };

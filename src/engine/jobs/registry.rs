@@ -116,6 +116,9 @@ pub const fn kind_of(intent: &Intent) -> Option<JobKind> {
     match intent {
         Intent::CreateSnapshot { .. } => Some(JobKind::CreateSnapshot),
         Intent::DropSnapshot { .. } => Some(JobKind::DropSnapshot),
+        Intent::PinSnapshot { .. } => Some(JobKind::PinSnapshot),
+        Intent::UnpinSnapshot { .. } => Some(JobKind::UnpinSnapshot),
+        Intent::VerifySnapshot { .. } => Some(JobKind::VerifySnapshot),
         Intent::Restore { .. } => Some(JobKind::Restore),
         Intent::Gc { .. } => Some(JobKind::Gc),
         Intent::Demo => Some(JobKind::Demo),

@@ -59,7 +59,7 @@ pub(super) fn files_of(
 }
 
 /// Every object of a segment. `declared` is what its storage manifest names; then the lists of the record are not looked at.
-fn sources_of(
+pub(super) fn sources_of(
     segment: &pb::data::SegmentDescription,
     declared: Option<&[ObjectKey]>,
     root: &str,

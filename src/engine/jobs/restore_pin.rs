@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::cx::JobCx;
+use super::pins;
 use super::restore::reads;
 use super::restore_state::State;
 use crate::engine::clock::Entropy;
@@ -13,7 +14,7 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
 use crate::engine::format::pb;
 use crate::engine::format::wire::Patch;
-use crate::engine::ids::UnixMs;
+use crate::engine::ids::{PinId, UnixMs};
 use crate::engine::meta::{Cond, Write};
 use crate::engine::plan::execute::Change;
 
@@ -21,8 +22,6 @@ use crate::engine::plan::execute::Change;
 pub const PIN_TTL: Duration = Duration::from_hours(1);
 /// It is renewed when less than this is left.
 pub const PIN_RENEW: Duration = Duration::from_mins(40);
-/// Tries against others that change the record at the same time.
-const TRIES: u32 = 8;
 
 /// A pin of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,8 +37,7 @@ impl HeldPin {
     #[must_use]
     pub fn draw(entropy: &dyn Entropy, now: UnixMs) -> Self {
         Self {
-            // Positive and never 0, as Milvus draws them.
-            id: i64::try_from(entropy.next_u64() >> 1).unwrap_or(1).max(1),
+            id: pins::draw(entropy).0,
             until: in_ms(now, PIN_TTL),
         }
     }
@@ -73,7 +71,7 @@ pub(super) async fn set_pin(cx: &JobCx, state: &State, pin: HeldPin) -> Result<(
             Err(e)
                 if e.kind() == ErrorKind::Conflict
                     && e.context(MOVED).is_some()
-                    && tries < TRIES => {}
+                    && tries < pins::TRIES => {}
             done => return done,
         }
     }
@@ -82,7 +80,7 @@ pub(super) async fn set_pin(cx: &JobCx, state: &State, pin: HeldPin) -> Result<(
 async fn try_set(cx: &JobCx, state: &State, pin: HeldPin) -> Result<()> {
     let key = Key::Snapshot(state.of, state.snapshot);
     let kv = reads(cx).record(&key).await?.ok_or_else(|| gone(state))?;
-    let mut patch = Patch::parse(&kv.value)?;
+    let patch = Patch::parse(&kv.value)?;
     let committed = patch.integer(8).unwrap_or(0);
     if committed != 0 && committed != pb::data::SnapshotState::Committed as u64 {
         return Err(Error::new(
@@ -94,22 +92,11 @@ async fn try_set(cx: &JobCx, state: &State, pin: HeldPin) -> Result<()> {
         )
         .fix("choose another snapshot"));
     }
-    let mut pins = patch.packed(11).ok_or_else(|| {
-        Error::new(
-            ErrorKind::Corrupt,
-            format!("pins of {} cannot be read", kv.key),
-        )
-    })?;
-    let id = pin.id as u64;
-    if !pins.contains(&id) {
-        pins.push(id);
-        patch.set_packed(11, &pins);
-    }
-    patch.set_map_integer(12, id, pin.until.0 as u64);
+    let value = pins::put_on(&kv, PinId(pin.id), Some(pin.until))?;
     cx.commit(Change {
         name: format!("pin-{}", pin.until.0),
         conds: vec![Cond::At(kv.key.clone(), kv.mod_rev)],
-        writes: vec![Write::put(kv.key.clone(), patch.finish())],
+        writes: vec![Write::put(kv.key.clone(), value)],
         atomic: true,
     })
     .await
@@ -152,7 +139,7 @@ pub(super) async fn release_pin(cx: &JobCx, state: &State) -> Result<()> {
     loop {
         tries += 1;
         match try_release(cx, state).await {
-            Err(e) if e.kind() == ErrorKind::Conflict && tries < TRIES => {}
+            Err(e) if e.kind() == ErrorKind::Conflict && tries < pins::TRIES => {}
             done => return done,
         }
     }
@@ -167,19 +154,13 @@ async fn try_release(cx: &JobCx, state: &State) -> Result<()> {
     ) else {
         return Ok(());
     };
-    let id = pin.id as u64;
-    let mut patch = Patch::parse(&kv.value)?;
-    let pins = patch.packed(11).unwrap_or_default();
-    if !pins.contains(&id) {
+    let Some(value) = pins::take_off(&kv, &[PinId(pin.id)].into())? else {
         return Ok(());
-    }
-    let rest: Vec<u64> = pins.into_iter().filter(|p| *p != id).collect();
-    patch.set_packed(11, &rest);
-    patch.remove_map_integer(12, id);
+    };
     cx.commit(Change {
         name: format!("unpin-{}", kv.mod_rev),
         conds: vec![Cond::At(kv.key.clone(), kv.mod_rev)],
-        writes: vec![Write::put(kv.key.clone(), patch.finish())],
+        writes: vec![Write::put(kv.key.clone(), value)],
         atomic: true,
     })
     .await?;

@@ -148,7 +148,7 @@ impl Reads<'_> {
     }
 
     /// Fills in what storage manifests declare.
-    async fn declare(&self, source: &mut Source, hash: &mut Sha256) -> Result<()> {
+    pub(super) async fn declare(&self, source: &mut Source, hash: &mut Sha256) -> Result<()> {
         let root = self.objects.root();
         let mut wanted = Vec::new();
         for segment in &source.segments {

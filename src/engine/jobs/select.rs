@@ -18,7 +18,7 @@ use crate::engine::format::pb::index::{
 use crate::engine::format::pb::msg::MsgPosition;
 use crate::engine::format::snapshot::{build_ids, manifest_key, pending_form};
 use crate::engine::ids::{
-    BuildId, CollectionId, FieldId, LogId, ObjectKey, PartitionId, SegmentId, SnapshotId, Tso,
+    BuildId, CollectionId, FieldId, LogId, PartitionId, SegmentId, SnapshotId, Tso,
 };
 
 /// Storage version of segments whose files their own manifest lists.
@@ -35,6 +35,8 @@ pub struct Selection {
     pub outside: Vec<(i64, i64, String)>,
     /// Segments inside that also hold rows from after the boundary.
     pub beyond: Vec<i64>,
+    /// Segments inside of which so many rows are not on disk yet.
+    pub partial: Vec<(i64, i64)>,
 }
 
 /// §4.1. Refuses a channel without any position, and one that is marked dropped while its collection lives.
@@ -115,6 +117,7 @@ pub fn select(source: &Source, root: &str) -> Result<Selection> {
         segments: Vec::new(),
         outside: Vec::new(),
         beyond: Vec::new(),
+        partial: Vec::new(),
     };
     let mut inside = BTreeSet::new();
     for (id, segment) in &source.segments {
@@ -140,7 +143,12 @@ pub fn select(source: &Source, root: &str) -> Result<Selection> {
         if last.max(logged) > seek {
             out.beyond.push(*id);
         }
-        out.segments.push(describe(source, segment, root)?);
+        let mut description = describe(source, segment, root)?;
+        if let Some(rows) = on_disk(segment).filter(|rows| *rows < segment.num_of_rows) {
+            out.partial.push((*id, segment.num_of_rows - rows));
+            description.num_of_rows = rows;
+        }
+        out.segments.push(description);
     }
     Ok(out)
 }
@@ -207,6 +215,16 @@ fn covered(source: &Source, s: &SegmentInfo, seen: &mut BTreeSet<i64>) -> bool {
                 parent.state() != SegmentState::Dropped || covered(source, parent, seen)
             })
         })
+}
+
+/// Rows of a segment that is still being filled, as its logs on disk have them: its record counts those in memory too, and a
+/// restore would look for them. `None` when the logs do not tell, or the segment is complete.
+fn on_disk(s: &SegmentInfo) -> Option<i64> {
+    if !matches!(s.state(), SegmentState::Growing | SegmentState::Sealed | SegmentState::Flushing) {
+        return None;
+    }
+    let entries = |f: &FieldBinlog| f.binlogs.iter().map(|b| b.entries_num).sum::<i64>();
+    s.binlogs.iter().map(entries).max().filter(|rows| *rows > 0)
 }
 
 /// Why a segment stays outside.
@@ -487,35 +505,4 @@ fn definition(i: &IndexInfo) -> IndexInfo {
         user_index_params: i.user_index_params.clone(),
         ..IndexInfo::default()
     }
-}
-
-/// Every object that segments reference, with the segment that does.
-#[must_use]
-pub fn objects(segments: &[SegmentDescription]) -> BTreeMap<ObjectKey, i64> {
-    let mut out = BTreeMap::new();
-    for s in segments {
-        let logs = s
-            .binlogs
-            .iter()
-            .chain(&s.deltalogs)
-            .chain(&s.statslogs)
-            .chain(&s.bm25_statslogs);
-        let mut all: Vec<&String> = logs.flat_map(|f| &f.binlogs).map(|b| &b.log_path).collect();
-        all.extend(s.index_files.iter().flat_map(|i| &i.index_file_paths));
-        if s.storage_version < V3 {
-            all.extend(s.text_index_files.values().flat_map(|t| &t.files));
-            all.extend(s.json_key_index_files.values().flat_map(|j| &j.files));
-        }
-        for path in all.into_iter().filter(|p| !p.is_empty()) {
-            out.insert(ObjectKey(path.clone()), s.segment_id);
-        }
-        if s.storage_version >= V3
-            && let Ok(manifest) = ManifestPath::parse(&s.manifest_path)
-        {
-            out.insert(ObjectKey(manifest.file()), s.segment_id);
-        } else if s.storage_version < V3 && !s.manifest_path.is_empty() {
-            out.insert(ObjectKey(s.manifest_path.clone()), s.segment_id);
-        }
-    }
-    out
 }

@@ -6,9 +6,11 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 
 use super::cx::JobCx;
+use super::restore_source::Reads;
+use super::snapshot_contents::{Contents, share};
 use super::snapshot_undo::remove_objects;
 use super::source::{family_of, find_snapshot};
-use super::{Job, Lock, Next, PlanCx};
+use super::{Job, Lock, Next, PlanCx, pins, snapshot_notes, snapshot_verify};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::pb::data::{
@@ -17,9 +19,10 @@ use crate::engine::format::pb::data::{
 };
 use crate::engine::format::snapshot::{manifest_key, metadata_key};
 use crate::engine::format::wire::Patch;
-use crate::engine::ids::{CollectionId, ObjectKey, SegmentId, SnapshotId, UnixMs};
+use crate::engine::ids::{CollectionId, ObjectKey, SegmentId, SnapshotId};
 use crate::engine::meta::{Cond, MetaRead, Write};
 use crate::engine::model::jobs::JobKind;
+use crate::engine::model::text;
 use crate::engine::objects::ObjectRead;
 use crate::engine::plan::execute::Change;
 use crate::engine::plan::journal::PreImage;
@@ -50,24 +53,6 @@ enum Step {
     Objects,
     Record,
     Verify,
-}
-
-/// Active pins, each with the time it has left (§3.8: no entry, or one that is not positive, never expires).
-fn pins(info: &SnapshotInfo, now: UnixMs) -> Option<String> {
-    let active: Vec<String> = info
-        .pin_ids
-        .iter()
-        .filter_map(
-            |pin| match info.pin_expire_at_ms.get(pin).copied().unwrap_or(0) {
-                until if until <= 0 => Some(format!("pin {pin} never expires")),
-                until if until >= now.0 => {
-                    Some(format!("pin {pin} for {} s more", (until - now.0) / 1000))
-                }
-                _ => None,
-            },
-        )
-        .collect();
-    (!active.is_empty()).then(|| active.join(", "))
 }
 
 /// Milvus's own jobs that read it.
@@ -109,13 +94,42 @@ async fn readers(
     Ok(None)
 }
 
-fn gone(id: SnapshotId) -> Error {
+pub(super) fn gone(id: SnapshotId) -> Error {
     Error::new(ErrorKind::NotFound, format!("snapshot {id} does not exist"))
         .fix("list the snapshots")
 }
 
+/// What a drop gives back, in words.
+async fn frees(cx: &PlanCx, info: &SnapshotInfo) -> Result<String> {
+    let what = "source data is not touched; files that only this snapshot kept become collectable";
+    if snapshot_verify::unfinished(info).is_some() {
+        return Ok(what.into());
+    }
+    let reads = Reads {
+        meta: &*cx.meta,
+        objects: &cx.objects,
+        roots: &cx.roots,
+    };
+    let contents = match Contents::read(&reads, info.clone()).await {
+        Ok(contents) => contents,
+        Err(e) if e.is_transient() => return Err(e),
+        Err(e) => return Ok(format!("{what}: how much cannot be told, because {e}")),
+    };
+    let share = share(&reads, &contents).await?;
+    Ok(match &share.doubt {
+        Some(why) => format!("{what}: how much cannot be told, because {why}"),
+        None => format!(
+            "{what}: {} in {} files; {} stay with live segments, {} with other snapshots",
+            text::bytes(share.exclusive.bytes),
+            share.exclusive.files,
+            text::bytes(share.live.bytes),
+            text::bytes(share.snapshots.bytes)
+        ),
+    })
+}
+
 /// The snapshot's own objects, with their bytes.
-async fn own_objects(
+pub(super) async fn own_objects(
     objects: &ObjectRead,
     collection: CollectionId,
     id: SnapshotId,
@@ -169,10 +183,14 @@ impl Job for DropSnapshot {
             detail,
         };
         let foreign = foreign_location(&info, cx.objects.root());
-        let mut warnings = vec![
-            "source data is not touched; files that only this snapshot kept become collectable"
-                .to_owned(),
-        ];
+        let now = cx.clock.now();
+        let held = pins::held(&*cx.meta, &cx.roots, &info).await?;
+        let active: Vec<String> = held
+            .iter()
+            .filter(|h| h.pin.is_active(now))
+            .map(|h| pins::words(h, now))
+            .collect();
+        let mut warnings = vec![frees(cx, &info).await?];
         if info.state() == SnapshotState::Pending {
             warnings.push("it was never committed: a create was cut off, or still runs".into());
         }
@@ -182,7 +200,12 @@ impl Job for DropSnapshot {
             checks: vec![
                 check(
                     "it is not pinned",
-                    pins(&info, cx.clock.now()),
+                    (!active.is_empty()).then(|| {
+                        format!(
+                            "{}; see `snapshot pins`, take off with `snapshot unpin`",
+                            active.join("; ")
+                        )
+                    }),
                     format!("{} pins recorded", info.pin_ids.len()),
                 ),
                 check(
@@ -271,10 +294,12 @@ impl Job for DropSnapshot {
             Step::Record => {
                 let key = Key::Snapshot(state.place()?, state.snapshot).to_key(&cx.roots);
                 if let Some(kv) = cx.meta.get(&key).await? {
+                    let mut writes = vec![Write::Delete(key.clone())];
+                    writes.extend(snapshot_notes::forget(cx, state.snapshot).await?);
                     cx.commit(Change {
                         name: "record".into(),
-                        conds: vec![Cond::At(key.clone(), kv.mod_rev)],
-                        writes: vec![Write::Delete(key)],
+                        conds: vec![Cond::At(key, kv.mod_rev)],
+                        writes,
                         atomic: true,
                     })
                     .await?;
@@ -353,7 +378,7 @@ impl State {
 }
 
 /// The collection that the plan's record stands under (`…/snapshot/{collection}/{snapshot}`).
-fn collection_of(plan: &Plan) -> Option<CollectionId> {
+pub(super) fn collection_of(plan: &Plan) -> Option<CollectionId> {
     let (key, _) = plan.rests_on.first()?;
     key.rsplit('/').nth(1)?.parse().ok().map(CollectionId)
 }
@@ -373,8 +398,10 @@ async fn mark(cx: &JobCx, mut state: State) -> Result<Next<State>> {
     let (kv, info) = find_snapshot(&*cx.meta, &cx.roots, state.snapshot)
         .await?
         .ok_or_else(|| gone(state.snapshot))?;
-    let busy = match pins(&info, cx.clock.now()) {
-        Some(pins) => Some(format!("it is pinned: {pins}")),
+    let now = cx.clock.now();
+    let held = pins::held(&*cx.meta, &cx.roots, &info).await?;
+    let busy = match held.iter().find(|h| h.pin.is_active(now)) {
+        Some(pin) => Some(format!("it is pinned: {}", pins::words(pin, now))),
         None => readers(&*cx.meta, &cx.roots, &info).await?,
     };
     if let Some(why) = busy {
@@ -395,7 +422,10 @@ async fn mark(cx: &JobCx, mut state: State) -> Result<Next<State>> {
         cx.commit(Change {
             name: "mark".into(),
             conds: vec![Cond::At(kv.key.clone(), kv.mod_rev)],
-            writes: vec![Write::put(kv.key, value)],
+            writes: vec![
+                Write::put(kv.key, value),
+                snapshot_notes::since(cx, state.snapshot, SnapshotState::Deleting as i32)?,
+            ],
             atomic: true,
         })
         .await?;

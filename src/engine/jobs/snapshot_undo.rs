@@ -1,10 +1,12 @@
 //! Taking a snapshot's own records and objects back (`spec/snapshot.md` §3.5): the record says so first, objects go, the record
 //! last.
 
-use futures::StreamExt;
+use futures::FutureExt;
+use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::cx::JobCx;
-use crate::engine::error::{ErrorKind, Result};
+use super::snapshot_notes;
+use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
 use crate::engine::format::pb::data::SnapshotState;
 use crate::engine::format::snapshot::{manifest_key, metadata_key};
@@ -31,10 +33,12 @@ pub(super) async fn take_back(
     remove_objects(cx, &root, collection, id).await?;
     let key = Key::Snapshot(collection, id).to_key(&cx.roots);
     if let Some(kv) = cx.meta.get(&key).await? {
+        let mut writes = vec![Write::Delete(key.clone())];
+        writes.extend(snapshot_notes::forget(cx, id).await?);
         cx.commit(Change {
             name: "take-back".into(),
-            conds: vec![Cond::At(key.clone(), kv.mod_rev)],
-            writes: vec![Write::Delete(key)],
+            conds: vec![Cond::At(key, kv.mod_rev)],
+            writes,
             atomic: true,
         })
         .await?;
@@ -90,11 +94,20 @@ pub(super) async fn remove_objects(
     while let Some(meta) = listed.next().await {
         keys.push(meta?.key);
     }
+    let deletes = keys.into_iter().map(|key| {
+        async move {
+            let was_there = cx.delete_object(&key).await?;
+            cx.progress().file(0);
+            Ok::<_, Error>(u64::from(was_there))
+        }
+        .boxed()
+    });
+    let mut deletes = stream::iter(deletes.collect::<Vec<_>>()).buffer_unordered(cx.at_once());
     let mut gone = 0;
-    for key in keys {
-        gone += u64::from(cx.delete_object(&key).await?);
-        cx.progress().file(0);
+    while let Some(one) = deletes.try_next().await? {
+        gone += one;
     }
+    // Last: without the JSON Milvus's own collector would not know of manifests that are left.
     if cx
         .delete_object(&metadata_key(root, collection, id))
         .await?

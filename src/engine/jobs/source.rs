@@ -400,7 +400,21 @@ pub async fn find_snapshot(
     Ok(None)
 }
 
-/// All values of a family that can be read, with their keys.
+/// As [`find_snapshot`], when its collection is known.
+pub async fn snapshot_at(
+    meta: &dyn MetaRead,
+    roots: &Roots,
+    of: CollectionId,
+    id: SnapshotId,
+) -> Result<Option<(KeyValue, SnapshotInfo)>> {
+    let key = Key::Snapshot(of, id);
+    let Some(kv) = meta.get(&key.to_key(roots)).await? else {
+        return Ok(None);
+    };
+    Ok(value::<SnapshotInfo>(&key, &kv)?.map(|info| (kv, info)))
+}
+
+/// All values of a family, with their keys; one that cannot be read is an error.
 pub async fn family_of<M: Message + Default>(
     meta: &dyn MetaRead,
     roots: &Roots,

@@ -294,6 +294,24 @@ pub struct Pin {
     pub expires: Option<UnixMs>,
 }
 
+impl Pin {
+    /// Whether its time is not over (`spec/snapshot.md` §3.8): no end, or one that has not passed.
+    #[must_use]
+    pub fn is_active(&self, now: UnixMs) -> bool {
+        self.expires.is_none_or(|at| at >= now)
+    }
+
+    /// What is left of it in words.
+    #[must_use]
+    pub fn left(&self, now: UnixMs) -> String {
+        match self.expires {
+            None => "never expires".into(),
+            Some(at) if at >= now => format!("{} left", super::text::age(at.since(now))),
+            Some(at) => format!("expired {} ago", super::text::age(now.since(at))),
+        }
+    }
+}
+
 /// `datacoord-meta/snapshot/{c}/{id}`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {

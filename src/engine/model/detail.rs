@@ -82,10 +82,7 @@ pub fn detail(view: &View<'_>, id: &RowId) -> Vec<Section> {
                 .pins
                 .iter()
                 .map(|pin| {
-                    let until = pin
-                        .expires
-                        .map_or(Cell::Text("never expires".into()), Cell::Time);
-                    (format!("pin {}", pin.id), until)
+                    (format!("pin {}", pin.id), Cell::Text(pin.left(view.now).into()))
                 })
                 .collect();
             push(&mut out, "Pins", pins);

@@ -23,6 +23,12 @@ pub enum JobKind {
     CreateSnapshot,
     /// Snapshot drop.
     DropSnapshot,
+    /// A pin put on a snapshot.
+    PinSnapshot,
+    /// Pins taken off a snapshot.
+    UnpinSnapshot,
+    /// A snapshot read back and compared.
+    VerifySnapshot,
     /// Restore into a new collection.
     Restore,
     /// One garbage collection pass.

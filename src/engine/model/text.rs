@@ -71,6 +71,21 @@ pub fn age(ms: u64) -> String {
     }
 }
 
+/// `90`, `90s`, `10m`, `2h`, `7d` in seconds: the reverse of [`age`], as a person types it.
+#[must_use]
+pub fn seconds(typed: &str) -> Option<u64> {
+    let typed = typed.trim();
+    let digits = typed.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let factor = match &typed[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    digits.trim().parse::<u64>().ok()?.checked_mul(factor)
+}
+
 /// The order of two cells of one column: numbers by value, text without case, states by tone and then text, nothing last.
 #[must_use]
 pub fn cmp(a: &Cell, b: &Cell) -> Ordering {
@@ -146,5 +161,24 @@ mod tests {
         assert_eq!(cmp(&Cell::None, &Cell::Count(-5)), Ordering::Greater);
         let text = |t: &'static str| Cell::Text(t.into());
         assert_eq!(cmp(&text("apple"), &text("Banana")), Ordering::Less);
+    }
+
+    #[test]
+    fn a_time_reads_like_a_person_writes_it() {
+        assert_eq!(seconds("600"), Some(600));
+        assert_eq!(seconds(" 10m "), Some(600));
+        assert_eq!(seconds("2h"), Some(7200));
+        assert_eq!(seconds("7d"), Some(604_800));
+        for bad in [
+            "",
+            "ten",
+            "10y",
+            "-1",
+            "1.5h",
+            "99999999999999999999",
+            "9999999999999999d",
+        ] {
+            assert_eq!(seconds(bad), None, "{bad}");
+        }
     }
 }

@@ -8,6 +8,8 @@
 //! | `job/{id}` | [`JobRecord`] |
 //! | `job/{id}/mark/{change}/{chunk}` | [`Mark`]: that chunk has happened |
 //! | `job/{id}/pre/{change}/{chunk}[/{part}]` | [`PreImage`]: the values that the chunk replaced |
+//! | `snapshot/{id}/made`, `/since`, `/verified` | what is known of a snapshot beside its record (`jobs::snapshot_notes`) |
+//! | `snapshot/{id}/pin/{pin}` | who holds the pin, and why |
 //! | `audit/{revision}-{job}-{change}-{chunk}` | [`Audit`]; the revision is the store's just before, 20 digits, so that keys sort by time |
 
 use bytes::Bytes;
@@ -15,7 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Intent;
 use crate::engine::error::{Error, ErrorKind, Result};
-use crate::engine::ids::{CollectionId, JobId, KeyPrefix, MetaKey, MetaRev, UnixMs};
+use crate::engine::ids::{
+    CollectionId, JobId, KeyPrefix, MetaKey, MetaRev, PinId, SnapshotId, UnixMs,
+};
 use crate::engine::model::jobs::{JobInfo, JobKind, JobState, Progress};
 use crate::engine::profile::Roots;
 
@@ -98,6 +102,30 @@ impl Keys {
     #[must_use]
     pub fn pre_part(&self, id: JobId, change: &str, chunk: u32, part: usize) -> MetaKey {
         format!("{}/job/{id}/pre/{change}/{chunk:06}/{part:04}", self.base).into()
+    }
+
+    /// What is kept beside the records of all snapshots.
+    #[must_use]
+    pub fn snapshots(&self) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/snapshot", self.base))
+    }
+
+    /// What is kept beside one snapshot's record: it goes with the record.
+    #[must_use]
+    pub fn under_snapshot(&self, id: SnapshotId) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/snapshot/{id}", self.base))
+    }
+
+    /// One thing kept beside a snapshot's record: `made`, `since`, `verified`.
+    #[must_use]
+    pub fn snapshot_note(&self, id: SnapshotId, what: &str) -> MetaKey {
+        format!("{}/snapshot/{id}/{what}", self.base).into()
+    }
+
+    /// Who holds a pin.
+    #[must_use]
+    pub fn pin_note(&self, id: SnapshotId, pin: PinId) -> MetaKey {
+        format!("{}/snapshot/{id}/pin/{pin}", self.base).into()
     }
 
     /// All audit entries.

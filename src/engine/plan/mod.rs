@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::ids::{CollectionId, JobId, MetaRev, SnapshotId};
+use crate::engine::ids::{CollectionId, JobId, MetaRev, PinId, SnapshotId};
 
 /// What an operator wants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,11 +28,39 @@ pub enum Intent {
         description: String,
         /// Seconds of compaction protection, 0 for none.
         protection_secs: u64,
+        /// The caller's own name for this order: given twice, it makes one snapshot. `None` = an order like any other.
+        #[serde(default)]
+        operation: Option<String>,
     },
     /// Drop a snapshot (§3.5).
     DropSnapshot {
         /// This one.
         snapshot: SnapshotId,
+    },
+    /// Keep a snapshot from being dropped for a while (§3.8).
+    PinSnapshot {
+        /// This one.
+        snapshot: SnapshotId,
+        /// Seconds; 0 = until it is taken off.
+        ttl_secs: u64,
+        /// Who needs the snapshot.
+        owner: String,
+        /// What for; may be empty.
+        reason: String,
+    },
+    /// Take a pin off.
+    UnpinSnapshot {
+        /// Of this snapshot.
+        snapshot: SnapshotId,
+        /// This pin; `None` = every one whose time is over.
+        pin: Option<PinId>,
+    },
+    /// Read a snapshot back and compare it with the bucket.
+    VerifySnapshot {
+        /// This one.
+        snapshot: SnapshotId,
+        /// Also count rows and open the files.
+        deep: bool,
     },
     /// Restore a snapshot into a new collection (§5).
     Restore {

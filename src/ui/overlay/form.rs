@@ -6,8 +6,9 @@ use ratatui::layout::{Position, Rect};
 use tui_input::Input;
 
 use crate::engine::handle::Request;
-use crate::engine::ids::{CollectionId, SnapshotId};
+use crate::engine::ids::{CollectionId, PinId, SnapshotId};
 use crate::engine::model::resource::Tone;
+use crate::engine::model::text::seconds;
 use crate::engine::plan::Intent;
 use crate::ui::app::{App, Asked, Effect};
 use crate::ui::text;
@@ -22,7 +23,14 @@ pub enum About {
     Snapshot(CollectionId),
     /// A restore of this snapshot.
     Restore(SnapshotId),
+    /// A pin on this snapshot.
+    Pin(SnapshotId),
+    /// Pins of this snapshot to be taken off.
+    Unpin(SnapshotId),
 }
+
+/// What stands for every pin whose time is over.
+const EXPIRED: &str = "expired";
 
 /// One question.
 #[derive(Clone, Debug)]
@@ -102,6 +110,51 @@ impl Form {
         }
     }
 
+    /// Asks how long a snapshot is kept from being dropped, for whom and what for.
+    #[must_use]
+    pub fn pin(snapshot: SnapshotId, name: &str) -> Self {
+        Self {
+            title: format!("Pin of {name}"),
+            about: About::Pin(snapshot),
+            fields: vec![
+                Field {
+                    label: "Time",
+                    help: "600, 10m, 2h, 7d, at most 30d; 0 = until it is taken off",
+                    input: Input::new("2h".to_owned()),
+                },
+                Field {
+                    label: "Owner",
+                    help: "who needs it: whoever wants to drop it asks there",
+                    input: Input::default(),
+                },
+                Field {
+                    label: "Reason",
+                    help: "what for; may be empty",
+                    input: Input::default(),
+                },
+            ],
+            focus: 0,
+            wrong: None,
+        }
+    }
+
+    /// Asks which pin is taken off; `suggestion` is the only one there is, if so.
+    #[must_use]
+    pub fn unpin(snapshot: SnapshotId, name: &str, suggestion: Option<PinId>) -> Self {
+        let suggestion = suggestion.map_or_else(|| EXPIRED.to_owned(), |pin| pin.to_string());
+        Self {
+            title: format!("Unpin {name}"),
+            about: About::Unpin(snapshot),
+            fields: vec![Field {
+                label: "Pin",
+                help: "its id, as the snapshot's page shows it; or: expired, for all that are over",
+                input: Input::new(suggestion),
+            }],
+            focus: 0,
+            wrong: None,
+        }
+    }
+
     fn value(&self, i: usize) -> String {
         self.fields
             .get(i)
@@ -124,12 +177,37 @@ impl Form {
                 collection,
                 name: required(0, "the name")?,
                 description: self.value(1),
-                protection_secs: seconds(&self.value(2)).ok_or_else(|| {
+                protection_secs: match self.value(2).as_str() {
+                    "" => Some(0),
+                    typed => seconds(typed),
+                }
+                .ok_or_else(|| {
                     (
                         2,
                         "protection is a number of seconds, or 10m, 2h, 7d".to_owned(),
                     )
                 })?,
+                operation: None,
+            }),
+            About::Pin(snapshot) => Ok(Intent::PinSnapshot {
+                snapshot,
+                ttl_secs: seconds(&self.value(0)).ok_or_else(|| {
+                    (
+                        0,
+                        "the time is a number of seconds, or 10m, 2h, 7d; 0 = for ever".to_owned(),
+                    )
+                })?,
+                owner: required(1, "the owner")?,
+                reason: self.value(2),
+            }),
+            About::Unpin(snapshot) => Ok(Intent::UnpinSnapshot {
+                snapshot,
+                pin: match required(0, "the pin")?.as_str() {
+                    EXPIRED => None,
+                    id => Some(id.parse().map_err(|_| {
+                        (0, format!("a pin's id is a number; or say {EXPIRED}"))
+                    })?),
+                },
             }),
             About::Restore(snapshot) => Ok(Intent::Restore {
                 snapshot,
@@ -138,23 +216,6 @@ impl Form {
             }),
         }
     }
-}
-
-/// `90`, `90s`, `10m`, `2h`, `7d` or nothing at all.
-fn seconds(typed: &str) -> Option<u64> {
-    let typed = typed.trim();
-    if typed.is_empty() {
-        return Some(0);
-    }
-    let digits = typed.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let factor = match &typed[digits.len()..] {
-        "" | "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return None,
-    };
-    digits.trim().parse::<u64>().ok()?.checked_mul(factor)
 }
 
 /// Keys of the form.
@@ -262,25 +323,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn protection_reads_like_a_person_writes_it() {
-        assert_eq!(seconds(""), Some(0));
-        assert_eq!(seconds("600"), Some(600));
-        assert_eq!(seconds("10m"), Some(600));
-        assert_eq!(seconds("2h"), Some(7200));
-        assert_eq!(seconds("7d"), Some(604_800));
-        for bad in [
-            "ten",
-            "10y",
-            "-1",
-            "1.5h",
-            "99999999999999999999",
-            "9999999999999999d",
-        ] {
-            assert_eq!(seconds(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
     fn a_form_says_which_answer_is_missing() {
         let mut form = Form::restore(SnapshotId(7), "nightly", "default".into(), String::new());
         assert_eq!(form.intent().map_err(|e| e.0), Err(1));
@@ -293,5 +335,39 @@ mod tests {
                 collection: "books_copy".into(),
             })
         );
+    }
+
+    #[test]
+    fn a_pin_needs_a_time_and_an_owner_and_an_unpin_a_pin() {
+        let mut form = Form::pin(SnapshotId(7), "nightly");
+        assert_eq!(form.intent().map_err(|e| e.0), Err(1));
+        form.fields[1].input = Input::new("anna".into());
+        form.fields[0].input = Input::new("".into());
+        assert_eq!(form.intent().map_err(|e| e.0), Err(0), "no time is no time");
+        form.fields[0].input = Input::new("7d".into());
+        assert_eq!(
+            form.intent(),
+            Ok(Intent::PinSnapshot {
+                snapshot: SnapshotId(7),
+                ttl_secs: 604_800,
+                owner: "anna".into(),
+                reason: String::new(),
+            })
+        );
+        let pin = |typed: &str| {
+            let mut form = Form::unpin(SnapshotId(7), "nightly", Some(PinId(9)));
+            form.fields[0].input = Input::new(typed.into());
+            form.intent().map_err(|e| e.0)
+        };
+        let off = |pin| {
+            Ok(Intent::UnpinSnapshot {
+                snapshot: SnapshotId(7),
+                pin,
+            })
+        };
+        assert_eq!(pin("9"), off(Some(PinId(9))));
+        assert_eq!(pin("expired"), off(None));
+        assert_eq!(pin("all"), Err(0));
+        assert_eq!(pin(""), Err(0));
     }
 }

@@ -68,7 +68,7 @@ pub fn lines(app: &App, kind: Kind, id: &RowId, now: UnixMs) -> Vec<Line> {
         out.push(Line::blank());
     }
     if let RowId::Snapshot(_) = id {
-        out.push(Line::heading("Files"));
+        out.push(Line::heading("Pins, verification, files"));
         out.extend(tree(app, "reading metadata and manifests …"));
         out.push(Line::blank());
     }

@@ -71,6 +71,7 @@ impl Wanted {
             name: self.name.into(),
             description: self.description.into(),
             protection_secs: self.protection_secs,
+            operation: None,
         }
     }
 }

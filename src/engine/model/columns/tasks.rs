@@ -17,7 +17,7 @@ columns! { SNAPSHOTS, snapshot, Snapshot:
     boundary "BOUNDARY (UTC)" Time (20, 16) "Lowest boundary of its channels: rows after it may be outside" => |_, s| time(s.create_ts);
     age "AGE" Age (9, 6) "Since the boundary" => |v, s| age(v, s.create_ts.time());
     partitions "PARTS" Count (6, 5) "Partitions" => |_, s| count(s.partitions.len());
-    pins "PINS" Count (5, 4) "Pins: who reads it" => |_, s| count(s.pins.len());
+    pins "PINS" Count (5, 4) "Pins whose time is not over: it cannot be dropped" => |v, s| count(s.pins.iter().filter(|p| p.is_active(v.now)).count());
     id "ID" Id (20, 18) "Snapshot id" => |_, s| id(s.id.0);
     pending "PENDING FOR" Age (11, 8) wide "Time in PENDING" => |v, s| if s.state.number == 1 { age(v, s.pending_since) } else { Cell::None };
     protected "PROTECTED UNTIL" Time (20, 16) wide "End of compaction protection" => |_, s| s.protected_until
@@ -114,6 +114,9 @@ pub(in crate::engine::model) const fn kind_name(kind: JobKind) -> &'static str {
     match kind {
         JobKind::CreateSnapshot => "create-snapshot",
         JobKind::DropSnapshot => "drop-snapshot",
+        JobKind::PinSnapshot => "pin-snapshot",
+        JobKind::UnpinSnapshot => "unpin-snapshot",
+        JobKind::VerifySnapshot => "verify-snapshot",
         JobKind::Restore => "restore",
         JobKind::Gc => "gc",
         JobKind::Demo => "demo",
