@@ -311,6 +311,7 @@ fn create(of: CollectionId, name: &str) -> Intent {
         name: name.into(),
         description: "by the test".into(),
         protection_secs: 0,
+        operation: None,
     }
 }
 

@@ -105,6 +105,7 @@ fn snapshot_of(collection: CollectionId) -> Intent {
         name: "nightly".into(),
         description: String::new(),
         protection_secs: 0,
+        operation: None,
     }
 }
 

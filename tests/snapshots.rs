@@ -118,6 +118,7 @@ fn create(collection: i64, name: &str) -> Intent {
         name: name.into(),
         description: "nightly".into(),
         protection_secs: 3600,
+        operation: None,
     }
 }
 
@@ -862,7 +863,10 @@ async fn a_pinned_snapshot_is_not_dropped() {
     for (pins, said) in [
         (
             vec![(11, Some(now + 90_500)), (12, None)],
-            Some(vec!["pin 11 for 90 s", "pin 12 never"]),
+            Some(vec![
+                "pin 11 of unknown, 1m30s left",
+                "pin 12 of unknown, never expires",
+            ]),
         ),
         (vec![(11, Some(now - 1000))], None),
     ] {

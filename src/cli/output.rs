@@ -484,8 +484,10 @@ pub fn pins(out: &mut dyn Write, pins: &Value, format: Format) -> Result<()> {
             if format == Format::Wide {
                 names.extend(["expires", "made", "by", "snapshot_id"]);
             }
-            let heads: Vec<(String, bool)> =
-                names.iter().map(|n| (n.to_uppercase(), *n == "id")).collect();
+            let heads: Vec<(String, bool)> = names
+                .iter()
+                .map(|n| (n.to_uppercase(), *n == "id"))
+                .collect();
             let cell = |row: &Value, name: &str| match &row[name] {
                 Value::Null => String::new(),
                 value => scalar(value),

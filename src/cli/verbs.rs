@@ -11,8 +11,8 @@ use crate::engine::model::resource::{self, Kind, RowId, Scope, View};
 use crate::engine::plan::Intent;
 
 use super::{
-    ApplyArgs, DescribeArgs, DoctorArgs, Format, GcCommand, GcScope, GetArgs, RestoreCommand, SnapshotCommand,
-    jobs, output,
+    ApplyArgs, DescribeArgs, DoctorArgs, Format, GcCommand, GcScope, GetArgs, RestoreCommand,
+    SnapshotCommand, jobs, output,
 };
 
 fn kind(name: &str) -> Result<Kind> {

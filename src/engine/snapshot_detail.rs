@@ -11,8 +11,8 @@ use super::jobs::pins::{self, Held, Pinners};
 use super::jobs::restore_source::Reads;
 use super::jobs::snapshot_contents::{Contents, Share, location, share};
 use super::jobs::snapshot_notes::{self, Notes, Verified};
-use super::jobs::source::{family_of, find_snapshot};
 use super::jobs::snapshot_verify;
+use super::jobs::source::{family_of, find_snapshot};
 use super::model::text;
 use super::objects::ObjectRead;
 use super::plan::journal::Keys;
@@ -99,9 +99,7 @@ async fn since(
         return Some(since.at);
     }
     match record.state() {
-        SnapshotState::Pending => {
-            Some(UnixMs(record.pending_start_time)).filter(|at| at.0 > 0)
-        }
+        SnapshotState::Pending => Some(UnixMs(record.pending_start_time)).filter(|at| at.0 > 0),
         // The JSON is the last object that a create writes, right before it commits.
         SnapshotState::Committed | SnapshotState::Unknown => {
             let objects = objects?;
@@ -165,7 +163,10 @@ async fn files(reads: &Reads<'_>, record: SnapshotInfo) -> Result<Value> {
         .flat_map(|f| &f.binlogs)
         .map(|b| b.entries_num)
         .sum();
-    let with_manifest = source.segments.iter().filter(|s| !s.manifest_path.is_empty());
+    let with_manifest = source
+        .segments
+        .iter()
+        .filter(|s| !s.manifest_path.is_empty());
     let absent = &contents.found.missing;
     let named: Vec<&ObjectKey> = absent.iter().take(NAMED).map(|(key, _)| key).collect();
     let layout = match source.metadata.layout() {
@@ -193,7 +194,10 @@ async fn files(reads: &Reads<'_>, record: SnapshotInfo) -> Result<Value> {
 fn frees(contents: &Contents, share: &Share) -> Value {
     let own = contents.own_bytes();
     let mut out = Map::new();
-    out.insert("at_once".into(), json!({ "files": contents.own.len(), "bytes": own }));
+    out.insert(
+        "at_once".into(),
+        json!({ "files": contents.own.len(), "bytes": own }),
+    );
     match &share.doubt {
         Some(why) => out.insert("once_collected".into(), format!("not known: {why}").into()),
         None => out.insert("once_collected".into(), json!(share.exclusive)),

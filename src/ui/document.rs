@@ -186,7 +186,9 @@ fn grow(name: String, value: &Value, depth: u16, out: &mut Vec<Line>) {
             }
         }
         leaf => {
-            let note = moment(&name, leaf).or_else(|| size(&name, leaf)).unwrap_or_default();
+            let note = moment(&name, leaf)
+                .or_else(|| size(&name, leaf))
+                .unwrap_or_default();
             out.push(Line::field(name, scalar(leaf)).indented(depth).note(note));
         }
     }

@@ -52,6 +52,8 @@ pub struct Faults {
     at: Option<(usize, Mode)>,
     dead: AtomicBool,
     crash: Notify,
+    /// Object operations that say this are refused, every time.
+    refused: Option<String>,
 }
 
 enum Act {
@@ -79,6 +81,18 @@ impl Faults {
             at,
             dead: AtomicBool::new(false),
             crash: Notify::new(),
+            refused: None,
+        })
+    }
+
+    /// Every object operation that says this is denied, e.g. `delete files/snapshots`.
+    pub fn refusing(what: &str) -> Arc<Self> {
+        Arc::new(Self {
+            ops: Mutex::default(),
+            at: None,
+            dead: AtomicBool::new(false),
+            crash: Notify::new(),
+            refused: Some(what.to_owned()),
         })
     }
 
@@ -260,6 +274,14 @@ impl FaultObjects {
             source: format!("{what}: made to fail").into(),
         };
         tokio::task::yield_now().await;
+        if let Some(no) = &self.faults.refused
+            && what.contains(no.as_str())
+        {
+            return Err(object_store::Error::PermissionDenied {
+                path: what.clone(),
+                source: "made to be denied".into(),
+            });
+        }
         match self.faults.enter(what.clone(), write) {
             Act::Go => call.await,
             Act::Before => Err(fail(what)),

@@ -33,10 +33,10 @@ pub(super) fn draw(entropy: &dyn Entropy) -> PinId {
 /// All pins of a record, those whose time is over too. An end that is not positive is none.
 #[must_use]
 pub fn of(info: &SnapshotInfo) -> Vec<Pin> {
-    let end = |pin| info.pin_expire_at_ms.get(pin).copied();
+    let end = |pin: i64| info.pin_expire_at_ms.get(&pin).copied();
     let pin = |id: &i64| Pin {
         id: PinId(*id),
-        expires: end(id).filter(|at| *at > 0).map(UnixMs),
+        expires: end(*id).filter(|at| *at > 0).map(UnixMs),
     };
     info.pin_ids.iter().map(pin).collect()
 }
@@ -146,7 +146,10 @@ impl Pinners {
             let Ok(job) = serde_json::from_slice::<JobRecord>(&kv.value) else {
                 continue;
             };
-            let pin = job.machine.get("pin").and_then(|pin| pin.get("id")?.as_i64());
+            let pin = job
+                .machine
+                .get("pin")
+                .and_then(|pin| pin.get("id")?.as_i64());
             if let (JobKind::Restore, Some(pin)) = (job.kind, pin) {
                 let words = format!("job {}: {}", job.id, job.title);
                 jobs.push((PinId(pin), words, !job.state.ended()));
@@ -206,7 +209,10 @@ pub async fn held(meta: &dyn MetaRead, roots: &Roots, info: &SnapshotInfo) -> Re
     if info.pin_ids.is_empty() {
         return Ok(Vec::new());
     }
-    Pinners::read(meta, roots).await?.held(meta, roots, info).await
+    Pinners::read(meta, roots)
+        .await?
+        .held(meta, roots, info)
+        .await
 }
 
 /// A pin in words: whose, and how long.

@@ -220,7 +220,10 @@ fn covered(source: &Source, s: &SegmentInfo, seen: &mut BTreeSet<i64>) -> bool {
 /// Rows of a segment that is still being filled, as its logs on disk have them: its record counts those in memory too, and a
 /// restore would look for them. `None` when the logs do not tell, or the segment is complete.
 fn on_disk(s: &SegmentInfo) -> Option<i64> {
-    if !matches!(s.state(), SegmentState::Growing | SegmentState::Sealed | SegmentState::Flushing) {
+    if !matches!(
+        s.state(),
+        SegmentState::Growing | SegmentState::Sealed | SegmentState::Flushing
+    ) {
         return None;
     }
     let entries = |f: &FieldBinlog| f.binlogs.iter().map(|b| b.entries_num).sum::<i64>();

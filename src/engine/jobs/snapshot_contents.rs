@@ -251,8 +251,7 @@ async fn other(reads: &Reads<'_>, info: SnapshotInfo) -> Result<Other> {
     let file = location(root, &info);
     let metadata = read_metadata(&file.0, &reads.objects.get(&file).await?)?;
     let name = info.name.clone();
-    let mut segments: BTreeSet<SegmentId> =
-        segment_ids(&file.0, &metadata)?.into_iter().collect();
+    let mut segments: BTreeSet<SegmentId> = segment_ids(&file.0, &metadata)?.into_iter().collect();
     let mut builds: BTreeSet<BuildId> = metadata.build_ids.iter().copied().map(BuildId).collect();
     if metadata.segment_ids.is_empty() && !metadata.manifest_list.is_empty() {
         // From before the JSON listed them (defect D60).
@@ -313,7 +312,9 @@ pub async fn share(reads: &Reads<'_>, contents: &Contents) -> Result<Share> {
         }
     }
     for (key, size) in &contents.found.sizes {
-        let owner = ObjPath::parse(root, &key.0).known().map(|path| path.owner());
+        let owner = ObjPath::parse(root, &key.0)
+            .known()
+            .map(|path| path.owner());
         let owner = owner.unwrap_or_default();
         let stranger = owner.collection.is_some_and(|c| c != of);
         if stranger || live.holds(owner.segment, owner.build) {

@@ -103,7 +103,9 @@ impl Job for CreateSnapshot {
         match state.step {
             Step::Ids => {
                 if let Some(id) = made_before(cx, &state).await? {
-                    cx.note(format!("snapshot {id} was made by this operation before: nothing is made"));
+                    cx.note(format!(
+                        "snapshot {id} was made by this operation before: nothing is made"
+                    ));
                     state.id = Some(id);
                     state.replay = true;
                     state.step = Step::Verify;
@@ -238,10 +240,7 @@ async fn pending(cx: &JobCx, mut state: State) -> Result<Next<State>> {
 }
 
 /// As [`own`], and still PENDING: somebody who drops it or has dropped it must not find it alive again.
-async fn own_pending(
-    cx: &JobCx,
-    state: &State,
-) -> Result<(MetaKey, KeyValue, SnapshotInfo)> {
+async fn own_pending(cx: &JobCx, state: &State) -> Result<(MetaKey, KeyValue, SnapshotInfo)> {
     let (key, kv, info) = own(cx, state).await?;
     if info.state() == SnapshotState::Pending {
         return Ok((key, kv, info));
@@ -257,10 +256,7 @@ async fn own_pending(
 }
 
 /// Our record as it stands, with the conditions that it has not moved.
-async fn own(
-    cx: &JobCx,
-    state: &State,
-) -> Result<(MetaKey, KeyValue, SnapshotInfo)> {
+async fn own(cx: &JobCx, state: &State) -> Result<(MetaKey, KeyValue, SnapshotInfo)> {
     let id = state.id()?;
     let key = Key::Snapshot(state.collection, id).to_key(&cx.roots);
     let gone = || {

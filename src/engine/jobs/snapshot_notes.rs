@@ -155,10 +155,7 @@ pub(super) fn made(cx: &JobCx, id: SnapshotId, operation: Option<&str>) -> Resul
         actor: cx.actor().to_owned(),
         at: cx.clock.now(),
     };
-    Ok(Write::put(
-        cx.keys().snapshot_note(id, MADE),
-        json(&made)?,
-    ))
+    Ok(Write::put(cx.keys().snapshot_note(id, MADE), json(&made)?))
 }
 
 /// Says since when it is in `state`, in the transaction that sets it.

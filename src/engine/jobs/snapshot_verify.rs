@@ -296,7 +296,8 @@ impl Job for VerifySnapshot {
                     .ok_or_else(|| gone(state.snapshot))?;
                 let mut found = examine(&reads(cx), info, state.deep, cx.clock.now()).await?;
                 found.job = Some(cx.job);
-                cx.progress().totals(found.segments, found.objects, found.bytes);
+                cx.progress()
+                    .totals(found.segments, found.objects, found.bytes);
                 cx.progress()
                     .set_done(found.segments, found.objects, found.bytes);
                 state.found = Some(found);

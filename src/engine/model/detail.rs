@@ -82,7 +82,10 @@ pub fn detail(view: &View<'_>, id: &RowId) -> Vec<Section> {
                 .pins
                 .iter()
                 .map(|pin| {
-                    (format!("pin {}", pin.id), Cell::Text(pin.left(view.now).into()))
+                    (
+                        format!("pin {}", pin.id),
+                        Cell::Text(pin.left(view.now).into()),
+                    )
                 })
                 .collect();
             push(&mut out, "Pins", pins);

@@ -200,15 +200,17 @@ impl Form {
                 owner: required(1, "the owner")?,
                 reason: self.value(2),
             }),
-            About::Unpin(snapshot) => Ok(Intent::UnpinSnapshot {
-                snapshot,
-                pin: match required(0, "the pin")?.as_str() {
-                    EXPIRED => None,
-                    id => Some(id.parse().map_err(|_| {
-                        (0, format!("a pin's id is a number; or say {EXPIRED}"))
-                    })?),
-                },
-            }),
+            About::Unpin(snapshot) => {
+                Ok(Intent::UnpinSnapshot {
+                    snapshot,
+                    pin: match required(0, "the pin")?.as_str() {
+                        EXPIRED => None,
+                        id => Some(id.parse().map_err(|_| {
+                            (0, format!("a pin's id is a number; or say {EXPIRED}"))
+                        })?),
+                    },
+                })
+            }
             About::Restore(snapshot) => Ok(Intent::Restore {
                 snapshot,
                 database: required(0, "the database")?,
