@@ -213,15 +213,12 @@ fn frees(contents: &Contents, share: &Share) -> Value {
 /// The answer to [`Request::SnapshotPins`](super::handle::Request::SnapshotPins): every pin of one snapshot, or of all.
 pub async fn pins(server: &Server, id: Option<SnapshotId>) -> Result<Value> {
     let meta = server.meta.read();
-    let infos: Vec<SnapshotInfo> = match id {
-        Some(id) => {
-            let found = find_snapshot(&*meta, &server.roots, id).await?;
-            vec![found.ok_or_else(|| missing(id))?.1]
-        }
-        None => {
-            let all = family_of::<SnapshotInfo>(&*meta, &server.roots, Family::Snapshot).await?;
-            all.into_iter().map(|(_, info)| info).collect()
-        }
+    let infos: Vec<SnapshotInfo> = if let Some(id) = id {
+        let found = find_snapshot(&*meta, &server.roots, id).await?;
+        vec![found.ok_or_else(|| missing(id))?.1]
+    } else {
+        let all = family_of::<SnapshotInfo>(&*meta, &server.roots, Family::Snapshot).await?;
+        all.into_iter().map(|(_, info)| info).collect()
     };
     let now = server.clock.now();
     let catalog = server.catalog.borrow().clone();

@@ -309,7 +309,7 @@ pub const ACTIONS: &[Entry] = &[
     act(
         Action::Pin,
         "pin",
-        "Pin the snapshot: nobody can drop it for a while",
+        "Pin the snapshot against being dropped",
         &[ch('p')],
         ROWS,
         Danger::Low,
@@ -327,7 +327,7 @@ pub const ACTIONS: &[Entry] = &[
     act(
         Action::Verify,
         "verify-snapshot",
-        "Look whether the snapshot is whole, deep, and keep the result",
+        "Verify the snapshot: objects, sizes, rows",
         &[ch('V')],
         ROWS,
         Danger::Low,

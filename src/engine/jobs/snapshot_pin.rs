@@ -221,7 +221,7 @@ impl Job for PinSnapshot {
                 let (_, info) = found(cx, &state).await?;
                 let there = pins::of(&info).into_iter().find(|p| p.id == id);
                 if there.is_some_and(|p| p.expires == until) {
-                    let left = until.map_or("never expires".into(), |at| at.utc());
+                    let left = until.map_or("never expires".into(), UnixMs::utc);
                     cx.note(format!("pin {id}: {left}"));
                     return Ok(Next::Verified(state));
                 }

@@ -180,15 +180,14 @@ impl Job for UnpinSnapshot {
             Step::Choose => {
                 let now = cx.clock.now();
                 let there = there(cx, &state).await?;
-                state.pins = match state.pin {
-                    Some(pin) => [pin].into(),
-                    None => {
-                        let over = there.iter().filter(|p| !p.is_active(now));
-                        if over.clone().count() > AT_ONCE {
-                            cx.note(format!("more than {AT_ONCE} are over: run it again"));
-                        }
-                        over.take(AT_ONCE).map(|p| p.id).collect()
+                state.pins = if let Some(pin) = state.pin {
+                    [pin].into()
+                } else {
+                    let over = there.iter().filter(|p| !p.is_active(now));
+                    if over.clone().count() > AT_ONCE {
+                        cx.note(format!("more than {AT_ONCE} are over: run it again"));
                     }
+                    over.take(AT_ONCE).map(|p| p.id).collect()
                 };
                 state.step = Step::Take;
                 Ok(Next::Step(state))

@@ -175,7 +175,9 @@ async fn open(reads: &Reads<'_>, contents: &Contents, problems: &mut Problems) -
         bad.extend(found);
     }
     bad.sort();
-    bad.into_iter().for_each(|what| problems.say(what));
+    for what in bad {
+        problems.say(what);
+    }
     Ok(())
 }
 

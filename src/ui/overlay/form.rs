@@ -344,7 +344,7 @@ mod tests {
         let mut form = Form::pin(SnapshotId(7), "nightly");
         assert_eq!(form.intent().map_err(|e| e.0), Err(1));
         form.fields[1].input = Input::new("anna".into());
-        form.fields[0].input = Input::new("".into());
+        form.fields[0].input = Input::new(String::new());
         assert_eq!(form.intent().map_err(|e| e.0), Err(0), "no time is no time");
         form.fields[0].input = Input::new("7d".into());
         assert_eq!(
