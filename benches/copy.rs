@@ -15,6 +15,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -23,7 +24,7 @@ use common::support::lab;
 use common::support::s3::{self, S3};
 use common::{list, median, row, runtime, sized};
 use falconer::engine::clock::{Clock, Entropy};
-use falconer::engine::error::{ErrorKind, Result};
+use falconer::engine::error::Result;
 use falconer::engine::ids::ObjectKey;
 use falconer::engine::jobs::copy::{self, CopyFile, CopyHost, Done, Ran, SLICE};
 use falconer::engine::meta::embedded::EmbeddedStore;
@@ -33,97 +34,145 @@ use falconer::engine::profile::{ObjectKind, ObjectProfile, REQUEST_TIMEOUT, Root
 use futures::TryStreamExt;
 
 const BUCKET: &str = "a-bucket";
-const SOURCE: &str = "files/source";
 /// Copies at once on both sides: a job's default.
 const TRANSFERS: u32 = 16;
-const REPEAT: usize = 5;
-/// Sizes of the large objects, MiB; each several times.
-const LARGE: [usize; 4] = [8, 16, 32, 64];
+
+/// One measurement: the same objects, copied by each side in turn.
+struct Case {
+    name: &'static str,
+    repeat: usize,
+    /// How often one file at a time: it takes as many times longer.
+    single: usize,
+}
 
 fn main() {
     let server = S3::start();
     server.create_bucket(BUCKET);
     let runtime = runtime();
-    let bytes = runtime.block_on(fill(&server));
     let rclone =
         common::support::process::program("FALCONER_BENCH_RCLONE", "rclone/rclone", "rclone");
     let ours = runtime.block_on(Ours::open(&server));
-    let files = runtime.block_on(ours.list(SOURCE)).len();
-    println!(
-        "{files} objects, {} MiB, {TRANSFERS} copies at once",
-        bytes >> 20
-    );
-
-    let (mut theirs, mut engine, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    for i in 0..REPEAT {
-        // The order changes, so that neither side always meets a server that is still busy with the other's writes.
-        let mut took = [Duration::ZERO; 2];
-        for side in [i % 2, 1 - i % 2] {
-            took[side] = if side == 0 {
-                rclone_copy(&rclone, &server, &format!("files/rclone-{i}"))
-            } else {
-                runtime.block_on(ours.copy(&format!("files/engine-{i}")))
+    let cases = [
+        Case {
+            name: "small",
+            repeat: sized(5, 2),
+            single: 1,
+        },
+        // Each copy takes as much disk again.
+        Case {
+            name: "large",
+            repeat: 2,
+            single: 1,
+        },
+    ];
+    for case in cases {
+        let source = format!("files/{}", case.name);
+        let bytes = runtime.block_on(fill(&server, &source, case.name == "large"));
+        let files = runtime.block_on(ours.list(&source)).len();
+        let what = format!("{files} {} objects, {} MiB", case.name, bytes >> 20);
+        println!("{what}, {TRANSFERS} copies at once");
+        measure(&case, &what, |side, i| {
+            let target = format!("files/{}-{}-{i}", case.name, side.name());
+            let took = match side {
+                Side::Rclone => rclone_copy(&rclone, &server, &source, &target),
+                Side::Engine => runtime.block_on(ours.copy(&source, &target, TRANSFERS)),
+                Side::Single => runtime.block_on(ours.copy(&source, &target, 1)),
             };
-        }
-        runtime.block_on(ours.compare(&format!("files/rclone-{i}"), files));
-        runtime.block_on(ours.compare(&format!("files/engine-{i}"), files));
-        theirs.push(took[0]);
-        engine.push(took[1]);
-        ratios.push(took[1].as_secs_f64() / took[0].as_secs_f64());
+            runtime.block_on(ours.compare(&source, &target, files));
+            took
+        });
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Rclone,
+    Engine,
+    /// One file after the other, as Milvus copies the files of a segment.
+    Single,
+}
+
+impl Side {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Rclone => "rclone",
+            Self::Engine => "engine",
+            Self::Single => "single",
+        }
+    }
+}
+
+fn measure(case: &Case, what: &str, mut run: impl FnMut(Side, usize) -> Duration) {
+    let (mut theirs, mut engine, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for i in 0..case.repeat {
+        // The order changes, so that neither side always meets a server that is still busy with the other's writes.
+        let mut pair = [Duration::ZERO; 2];
+        for side in [i % 2, 1 - i % 2] {
+            pair[side] = run([Side::Rclone, Side::Engine][side], i);
+        }
+        theirs.push(pair[0]);
+        engine.push(pair[1]);
+        ratios.push(pair[1].as_secs_f64() / pair[0].as_secs_f64());
+    }
+    let single: Vec<Duration> = (0..case.single).map(|i| run(Side::Single, i)).collect();
     println!("rclone copy {}", list(&theirs));
     println!("engine copy {}", list(&engine));
-    let ratio = median(&engine).as_secs_f64() / median(&theirs).as_secs_f64();
+    println!("one file at a time {}", list(&single));
+    let secs = |times: &[Duration]| median(times).as_secs_f64();
+    let ratio = secs(&engine) / secs(&theirs);
     ratios.sort_by(f64::total_cmp);
     row(
-        &format!(
-            "restore's copy of {files} objects, {} MiB, on SeaweedFS ÷ rclone copy, {TRANSFERS} at once",
-            bytes >> 20
-        ),
+        &format!("restore's copy of {what} on SeaweedFS ÷ rclone copy, {TRANSFERS} at once"),
         &format!(
             "{ratio:.2} ({:.2} s ÷ {:.2} s; pairs {:.2} to {:.2})",
-            median(&engine).as_secs_f64(),
-            median(&theirs).as_secs_f64(),
+            secs(&engine),
+            secs(&theirs),
             ratios[0],
             ratios[ratios.len() - 1],
         ),
         Some(("≤ 1.0", ratio <= 1.0)),
     );
+    row(
+        &format!("the same ÷ one file at a time ({what})"),
+        &format!(
+            "{:.2} ({:.2} s ÷ {:.2} s)",
+            secs(&engine) / secs(&single),
+            secs(&engine),
+            secs(&single)
+        ),
+        None,
+    );
 }
 
-/// Objects as large as the captured bucket's, and some large ones. Answers their bytes.
-async fn fill(server: &S3) -> usize {
+/// 10,000 objects as large as the captured bucket's, or 50 of 64 MiB. Answers their bytes.
+async fn fill(server: &S3, source: &str, large: bool) -> usize {
     let listing = lab::listing();
-    let small = (0..sized(2_000, 100)).map(|i| {
-        let at = &listing[i % listing.len()];
-        let size = usize::try_from(at.size).expect("a small object");
-        (format!("{SOURCE}/insert_log/{}/{i}", i % 16), size)
-    });
-    let large =
-        (0..sized(16, 4)).map(|i| (format!("{SOURCE}/large/{i}"), LARGE[i % LARGE.len()] << 20));
-    let mut bytes = 0;
-    // One after the other for the large ones: they are held in memory.
-    let noise: Vec<u8> = (0..LARGE[LARGE.len() - 1] << 20)
+    let sizes: Vec<usize> = if large {
+        vec![64 << 20; sized(50, 3)]
+    } else {
+        (0..sized(10_000, 200))
+            .map(|i| usize::try_from(listing[i % listing.len()].size).expect("a small object"))
+            .collect()
+    };
+    let most = sizes.iter().copied().max().unwrap_or_default();
+    let noise: Vec<u8> = (0..most)
         .map(|i: usize| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
         .collect();
     let noise = Bytes::from(noise);
-    let (small, large): (Vec<_>, Vec<_>) = (small.collect(), large.collect());
-    for group in [small, large] {
-        for some in group.chunks(200) {
-            bytes += some.iter().map(|(_, size)| size).sum::<usize>();
-            let objects = some.iter().map(|(key, size)| (key, noise.slice(..*size)));
-            server.upload(BUCKET, objects).await;
-        }
-    }
-    bytes
+    let objects = sizes
+        .iter()
+        .enumerate()
+        .map(|(i, size)| (format!("{source}/{}/{i}", i % 16), noise.slice(..*size)));
+    server.upload(BUCKET, objects).await;
+    sizes.iter().sum()
 }
 
-fn rclone_copy(program: &std::path::Path, server: &S3, target: &str) -> Duration {
+fn rclone_copy(program: &std::path::Path, server: &S3, source: &str, target: &str) -> Duration {
     let start = Instant::now();
     let out = Command::new(program)
         .args([
             "copy",
-            &format!(":s3:{BUCKET}/{SOURCE}"),
+            &format!(":s3:{BUCKET}/{source}"),
             &format!(":s3:{BUCKET}/{target}"),
         ])
         .args(["--config", "", "--s3-provider", "SeaweedFS"])
@@ -155,6 +204,7 @@ fn rclone_copy(program: &std::path::Path, server: &S3, target: &str) -> Duration
 /// The engine's side: the copy pool over the executor, which is the one writer, under its fence.
 struct Ours {
     executor: Arc<Executor>,
+    parallel: AtomicU32,
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
 }
@@ -188,6 +238,7 @@ impl Ours {
         executor.fence().acquire().await.expect("the fence");
         Self {
             executor,
+            parallel: AtomicU32::new(TRANSFERS),
             clock,
             entropy,
         }
@@ -204,19 +255,23 @@ impl Ours {
     }
 
     /// Lists the source, copies, lists the target.
-    async fn copy(&self, target: &str) -> Duration {
+    async fn copy(&self, source: &str, target: &str, parallel: u32) -> Duration {
+        self.parallel.store(parallel, Ordering::Relaxed);
         let start = Instant::now();
         let files: Vec<CopyFile> = self
-            .list(SOURCE)
-            .await
-            .into_iter()
-            .map(|(from, size)| CopyFile {
-                to: ObjectKey(from.0.replacen(SOURCE, target, 1)),
-                from,
-                size,
+            .executor
+            .objects()
+            .list(&source.into(), None)
+            .map_ok(|meta| CopyFile {
+                to: ObjectKey(meta.key.0.replacen(source, target, 1)),
+                from: meta.key,
+                size: meta.size,
+                etag: meta.etag,
                 group: 0,
             })
-            .collect();
+            .try_collect()
+            .await
+            .expect("a listing");
         let mut done = Done::default();
         loop {
             match copy::run(self, &files, &mut done, SLICE).await {
@@ -232,7 +287,7 @@ impl Ours {
     }
 
     /// Whether a target holds what the source holds.
-    async fn compare(&self, target: &str, files: usize) {
+    async fn compare(&self, source: &str, target: &str, files: usize) {
         let sizes = |all: BTreeMap<ObjectKey, u64>, prefix: &str| {
             all.into_iter()
                 .map(|(key, size)| (key.0.replacen(prefix, "", 1), size))
@@ -241,7 +296,7 @@ impl Ours {
         let copies = sizes(self.list(target).await, target);
         assert_eq!(copies.len(), files);
         assert!(
-            copies == sizes(self.list(SOURCE).await, SOURCE),
+            copies == sizes(self.list(source).await, source),
             "{target} differs"
         );
     }
@@ -249,20 +304,19 @@ impl Ours {
 
 #[async_trait]
 impl CopyHost for Ours {
-    async fn copy(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()> {
-        self.executor.copy_once(from, to).await
+    async fn copy(&self, file: &CopyFile) -> Result<()> {
+        self.executor
+            .copy_object(None, self.executor.objects(), file.origin(), &file.to)
+            .await
+            .map(drop)
     }
 
-    async fn size(&self, key: &ObjectKey) -> Result<Option<u64>> {
-        match self.executor.objects().head(key).await {
-            Ok(meta) => Ok(Some(meta.size)),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        }
+    fn note(&self, text: String) {
+        println!("note: {text}");
     }
 
     fn parallel(&self) -> u32 {
-        TRANSFERS
+        self.parallel.load(Ordering::Relaxed)
     }
 
     fn throttle(&self) -> Option<u64> {

@@ -183,6 +183,34 @@ pub struct S3Profile {
     pub request_timeout: Duration,
 }
 
+/// A store named by the URI of a bundle. Never with credentials: see [`crate::engine::objects::ObjectRead::elsewhere`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// The cluster's own bucket or folder.
+    Here,
+    /// S3 and compatible.
+    S3 {
+        /// With scheme; `None` is the cluster's own, or AWS.
+        endpoint: Option<String>,
+        /// Bucket.
+        bucket: String,
+    },
+    /// Google cloud storage.
+    Gcs {
+        /// Bucket.
+        bucket: String,
+    },
+    /// Azure blob storage.
+    Azure {
+        /// Account; `None` is the cluster's own, or the environment's.
+        account: Option<String>,
+        /// Container.
+        container: String,
+    },
+    /// A folder.
+    Folder(PathBuf),
+}
+
 /// Default of `minio.requestTimeoutMs` and `etcd.requestTimeout` (`spec/layout.md` §10.2).
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -263,6 +263,10 @@ impl fmt::Display for FaultObjects {
 }
 
 impl FaultObjects {
+    pub fn new(inner: Arc<dyn ObjectStore>, faults: Arc<Faults>) -> Self {
+        Self { inner, faults }
+    }
+
     async fn op<T>(
         &self,
         what: String,
@@ -465,10 +469,7 @@ impl World {
 
     /// Opens both stores as a new process does.
     pub fn open(&self, faults: &Arc<Faults>, object_root: &str) -> Stores {
-        let store = FaultObjects {
-            inner: self.objects.clone(),
-            faults: faults.clone(),
-        };
+        let store = FaultObjects::new(self.objects.clone(), faults.clone());
         let (read, write) = from_store(Arc::new(store), object_root);
         Stores {
             meta: Arc::new(FaultMeta {

@@ -5,8 +5,10 @@
 
 pub mod binlog;
 pub mod broadcast;
+pub mod bundle;
 pub mod codec;
 pub mod decode;
+pub mod fingerprint;
 pub mod json;
 pub mod keys;
 pub mod manifest;
@@ -19,3 +21,15 @@ pub mod snapshot;
 pub mod time;
 pub mod vchannel;
 pub mod wire;
+
+/// Hexadecimal, lower case.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
+            // Writing into a string cannot fail.
+            let _ = write!(s, "{b:02x}");
+            s
+        })
+}

@@ -1,10 +1,12 @@
-//! The copy pool: many objects from here to there inside one store, as fast as the store bears and as slowly as asked.
+//! The copy pool: many objects from here to there, inside one store or between two, as fast as the stores bear and as slowly as
+//! asked.
 //!
 //! Files are handed out in the order given. Parallelism and byte rate may change while it runs; a store that asks for
-//! less (`503 SlowDown`) halves the parallelism, success lets it grow again. A missing source does not end the run at
+//! less (`503 SlowDown`, 429) halves the parallelism, success lets it grow again. A missing source does not end the run at
 //! once: no new file is begun, and the caller gets the whole list of what is missing from [`missing`].
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -15,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::ObjectKey;
+use crate::engine::objects::Origin;
 
 /// One object to copy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -25,17 +28,32 @@ pub struct CopyFile {
     pub to: ObjectKey,
     /// Bytes, from a listing of the source.
     pub size: u64,
+    /// Its entity tag, from the same listing: a copy with the same checksum needs no other proof.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
     /// Which of the caller's groups (segments) it belongs to.
     pub group: u32,
+}
+
+impl CopyFile {
+    /// What the store is told of the source.
+    #[must_use]
+    pub fn origin(&self) -> Origin<'_> {
+        Origin {
+            key: &self.from,
+            size: self.size,
+            etag: self.etag.as_deref(),
+        }
+    }
 }
 
 /// What the pool needs of the world.
 #[async_trait]
 pub trait CopyHost: Send + Sync {
-    /// Server-side copy. `NotFound` when the source is missing.
-    async fn copy(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()>;
-    /// Bytes of an object; `None` when it does not exist.
-    async fn size(&self, key: &ObjectKey) -> Result<Option<u64>>;
+    /// One try. The copy is compared when this returns. `NotFound` when the source is missing.
+    async fn copy(&self, file: &CopyFile) -> Result<()>;
+    /// Something that the operator should know.
+    fn note(&self, text: String);
     /// Copies at once, as asked for now; at least 1.
     fn parallel(&self) -> u32;
     /// Bytes a second, as asked for now; `None` = no limit.
@@ -182,7 +200,8 @@ pub async fn run(
         .filter(|i| !done.has(*i))
         .collect();
     let mut pace = Pace::new(host, done.credit);
-    let mut gate = Gate::new(host.parallel());
+    let gate = &Gate::new(host.parallel());
+    let mut again = Again::default();
     let mut running: FuturesUnordered<BoxFuture<'_, (u32, Copied)>> = FuturesUnordered::new();
     let (mut started, mut stop) = (0u32, None);
     loop {
@@ -210,23 +229,27 @@ pub async fn run(
             pace.spend(file.size);
             todo.pop_front();
             started += 1;
-            running.push(Box::pin(async move { (index, one(host, file).await) }));
+            running.push(Box::pin(
+                async move { (index, one(host, file, gate).await) },
+            ));
         }
         let Some((index, copied)) = running.next().await else {
             break;
         };
         match copied {
-            Copied::There { slowed } => {
+            Copied::There { after } => {
                 done.add(index);
                 if let Some(file) = files.get(index as usize) {
                     host.copied(file);
+                    again.count(host, file, after);
                 }
-                gate.ended(slowed);
+                gate.good();
             }
             Copied::Missing => stop = stop.or(Some(Ok(Ran::SourceMissing))),
             Copied::Failed(error) => stop = stop.or(Some(Err(error))),
         }
     }
+    again.tell(host);
     // Up to now: the last look may be as old as the last copy.
     pace.wait_for(host, 0);
     done.credit = match host.throttle() {
@@ -242,49 +265,92 @@ pub async fn run(
 }
 
 enum Copied {
-    There { slowed: bool },
+    /// With the failed tries before it and the reason of the last one.
+    There {
+        after: Option<(u32, Error)>,
+    },
     Missing,
     Failed(Error),
 }
 
-/// One file, with its retries. An unknown outcome is settled by asking for the target's size.
-async fn one(host: &dyn CopyHost, file: &CopyFile) -> Copied {
-    let mut slowed = false;
+/// One file, with its retries. What may or may not have happened is done again: it is the same as once.
+async fn one(host: &dyn CopyHost, file: &CopyFile, gate: &Gate) -> Copied {
     let mut last = None;
     for attempt in 0..TRIES {
         if attempt > 0 {
             host.clock().sleep(backoff(host.entropy(), attempt)).await;
         }
-        match host.copy(&file.from, &file.to).await {
-            Ok(()) => return Copied::There { slowed },
-            Err(e) if e.kind() == ErrorKind::NotFound => return Copied::Missing,
-            Err(e) if e.kind() == ErrorKind::OutcomeUnknown => {
-                if matches!(host.size(&file.to).await, Ok(Some(size)) if size == file.size) {
-                    return Copied::There { slowed };
-                }
-                last = Some(e);
+        let turn = gate.turn();
+        let failed = match host.copy(file).await {
+            Ok(()) => {
+                return Copied::There {
+                    after: last.map(|e| (attempt, e)),
+                };
             }
-            Err(e) if e.is_transient() => {
-                slowed |= asks_for_less(&e);
-                last = Some(e);
-            }
-            Err(e) => return Copied::Failed(e),
+            Err(e) => e,
+        };
+        match failed.kind() {
+            ErrorKind::NotFound => return Copied::Missing,
+            ErrorKind::Unreachable | ErrorKind::OutcomeUnknown => {}
+            _ => return Copied::Failed(failed),
         }
+        if asks_for_less(&failed) {
+            gate.slower(turn);
+        }
+        last = Some(failed);
         if host.cancelled() {
             break;
         }
     }
-    Copied::Failed(last.unwrap_or_else(|| {
-        Error::new(ErrorKind::Cancelled, "copying was stopped").with("object", &file.from)
-    }))
+    Copied::Failed(match last {
+        Some(e) => e.with("tries", TRIES),
+        None => Error::new(ErrorKind::Cancelled, "copying was stopped").with("object", &file.from),
+    })
 }
 
-/// Whether the store said that it is asked for too much. S3 says `SlowDown` with 503, others 429.
+/// Files named one by one that needed more than one try.
+const NAMED: u32 = 10;
+
+/// What had to be tried again in this run, and why.
+#[derive(Default)]
+struct Again {
+    files: u32,
+    last: Option<Error>,
+}
+
+impl Again {
+    fn count(&mut self, host: &dyn CopyHost, file: &CopyFile, after: Option<(u32, Error)>) {
+        let Some((tries, why)) = after else { return };
+        self.files += 1;
+        if self.files <= NAMED {
+            host.note(format!(
+                "{} was copied after {tries} failed tries: {why}",
+                file.from
+            ));
+        }
+        self.last = Some(why);
+    }
+
+    fn tell(&self, host: &dyn CopyHost) {
+        if let Some(why) = self.last.as_ref().filter(|_| self.files > NAMED) {
+            let more = self.files - NAMED;
+            host.note(format!(
+                "{more} more files were copied after failed tries, the last one: {why}"
+            ));
+        }
+    }
+}
+
+/// Whether the store said that it is asked for too much. Its own words, not a number alone: a key is full of numbers.
 fn asks_for_less(e: &Error) -> bool {
-    let text = e.to_string();
-    ["SlowDown", "503", "429", "Too Many Requests", "ServerBusy"]
-        .iter()
-        .any(|sign| text.contains(sign))
+    const SIGNS: [&str; 5] = [
+        "SlowDown",
+        "ServerBusy",
+        "TooManyRequests",
+        "the server answered 503",
+        "the server answered 429",
+    ];
+    SIGNS.iter().any(|sign| e.what().contains(sign))
 }
 
 /// Doubling with half of it random, so that many copies do not come back together.
@@ -297,36 +363,52 @@ fn backoff(entropy: &dyn Entropy, attempt: u32) -> Duration {
     half + Duration::from_millis(entropy.next_u64() % spread)
 }
 
-/// How many may run: halves when the store asks for less, grows by one after as many good copies as run at once.
+/// Rounds of good copies before one more is tried: the refusals that find the limit again are few beside what was copied.
+const ROUNDS: u32 = 4;
+
+/// How many may run: halves when the store asks for less, grows by one after [`ROUNDS`] times as many good copies as run at once. A storm that
+/// meets all that run at once is one reason to halve, not as many: what was sent before the last halving says nothing new.
 struct Gate {
-    limit: u32,
-    good: u32,
+    limit: AtomicU32,
+    good: AtomicU32,
+    turn: AtomicU32,
 }
 
 impl Gate {
     fn new(limit: u32) -> Self {
         Self {
-            limit: limit.max(1),
-            good: 0,
+            limit: AtomicU32::new(limit.max(1)),
+            good: AtomicU32::new(0),
+            turn: AtomicU32::new(0),
         }
     }
 
-    fn room(&mut self, asked: u32) -> usize {
-        self.limit = self.limit.min(asked.max(1));
-        if self.good >= self.limit && self.limit < asked {
-            self.limit += 1;
-            self.good = 0;
+    /// The whole run is polled by one task: nothing moves between these reads and writes.
+    fn room(&self, asked: u32) -> usize {
+        let mut limit = self.limit.load(Ordering::Relaxed).min(asked.max(1));
+        if self.good.load(Ordering::Relaxed) >= limit.saturating_mul(ROUNDS) && limit < asked {
+            limit += 1;
+            self.good.store(0, Ordering::Relaxed);
         }
-        self.limit as usize
+        self.limit.store(limit, Ordering::Relaxed);
+        limit as usize
     }
 
-    fn ended(&mut self, slowed: bool) {
-        if slowed {
-            self.limit = (self.limit / 2).max(1);
-            self.good = 0;
-        } else {
-            self.good = self.good.saturating_add(1);
+    fn turn(&self) -> u32 {
+        self.turn.load(Ordering::Relaxed)
+    }
+
+    fn slower(&self, turn: u32) {
+        if self.turn() == turn {
+            self.turn.store(turn.wrapping_add(1), Ordering::Relaxed);
+            let limit = self.limit.load(Ordering::Relaxed);
+            self.limit.store((limit / 2).max(1), Ordering::Relaxed);
+            self.good.store(0, Ordering::Relaxed);
         }
+    }
+
+    fn good(&self) {
+        self.good.fetch_add(1, Ordering::Relaxed);
     }
 }
 

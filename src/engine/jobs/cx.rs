@@ -14,10 +14,10 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, ObjectKey};
 use crate::engine::meta::MetaRead;
 use crate::engine::model::jobs::JobInfo;
-use crate::engine::objects::ObjectRead;
+use crate::engine::objects::{Copied, ObjectRead, Origin};
 use crate::engine::plan::Intent;
 use crate::engine::plan::execute::{Change, Committed, Executor, IdRange, Who};
-use crate::engine::profile::Roots;
+use crate::engine::profile::{Elsewhere, Roots};
 
 /// Notes kept of one job; the oldest go first.
 pub const NOTES: usize = 200;
@@ -220,21 +220,49 @@ impl JobCx {
         self.executor.put_object(key, bytes).await
     }
 
-    /// Makes `to` a copy of `from` inside the store; answers its bytes.
-    pub async fn copy_object(&self, from: &ObjectKey, to: &ObjectKey) -> Result<u64> {
-        self.bound()?;
-        self.executor.copy_object(from, to).await
-    }
-
-    /// One try of [`Self::copy_object`], its size not looked at: the copy pool repeats, and the job's check lists.
-    pub async fn copy_once(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()> {
-        self.executor.copy_once(from, to).await
+    /// One try to make `to` a copy of an object of `source`, compared when this returns: the copy pool repeats.
+    pub async fn copy_object(
+        &self,
+        source: &ObjectRead,
+        from: Origin<'_>,
+        to: &ObjectKey,
+    ) -> Result<Copied> {
+        self.executor.copy_object(None, source, from, to).await
     }
 
     /// Removes one object; `false` when it was not there.
     pub async fn delete_object(&self, key: &ObjectKey) -> Result<bool> {
         self.bound()?;
         self.executor.delete_object(key).await
+    }
+
+    /// Gives up uploads and copies to keys that are `mine`, which a crash of this job left unfinished, and says how many.
+    pub async fn give_up_unfinished(
+        &self,
+        mine: &(dyn Fn(&ObjectKey) -> bool + Sync),
+    ) -> Result<()> {
+        self.bound()?;
+        let root = ObjectKey(self.objects.root().to_owned());
+        let found = self.executor.give_up_unfinished(None, &root, mine).await?;
+        self.say_given_up(found);
+        Ok(())
+    }
+
+    fn say_given_up(&self, found: Option<usize>) {
+        if let Some(n) = found.filter(|n| *n > 0) {
+            self.note(format!(
+                "{n} copies that a crash had left unfinished were given up"
+            ));
+        }
+    }
+
+    /// The store that `there` names, with the same right to write.
+    pub fn beside(&self, there: &Elsewhere) -> Result<Beside> {
+        let place = self.executor.beside(there)?;
+        Ok(Beside {
+            cx: self.clone(),
+            place,
+        })
     }
 
     /// New ids from the cluster's allocator.
@@ -284,5 +312,57 @@ impl JobCx {
     /// Our own keys, for jobs that read what another left behind.
     pub fn keys(&self) -> &crate::engine::plan::journal::Keys {
         self.executor.keys()
+    }
+}
+
+/// Another store, for jobs that write outside the cluster's own.
+#[derive(Clone)]
+pub struct Beside {
+    cx: JobCx,
+    place: crate::engine::plan::blobs::Beside,
+}
+
+impl Beside {
+    /// The right to read it.
+    pub fn read(&self) -> &ObjectRead {
+        self.place.read()
+    }
+
+    /// As [`JobCx::put_object`].
+    pub async fn put_object(&self, key: &ObjectKey, bytes: Bytes) -> Result<()> {
+        self.cx.bound()?;
+        let executor = &self.cx.executor;
+        executor.put_at(Some(&self.place), key, bytes).await
+    }
+
+    /// As [`JobCx::copy_object`].
+    pub async fn copy_object(
+        &self,
+        source: &ObjectRead,
+        from: Origin<'_>,
+        to: &ObjectKey,
+    ) -> Result<Copied> {
+        let executor = &self.cx.executor;
+        executor
+            .copy_object(Some(&self.place), source, from, to)
+            .await
+    }
+
+    /// As [`JobCx::delete_object`].
+    pub async fn delete_object(&self, key: &ObjectKey) -> Result<bool> {
+        self.cx.bound()?;
+        let executor = &self.cx.executor;
+        executor.delete_at(Some(&self.place), key).await
+    }
+
+    /// As [`JobCx::give_up_unfinished`], for everything below `prefix`.
+    pub async fn give_up_unfinished(&self, prefix: &ObjectKey) -> Result<()> {
+        self.cx.bound()?;
+        let executor = &self.cx.executor;
+        let found = executor
+            .give_up_unfinished(Some(&self.place), prefix, &|_| true)
+            .await?;
+        self.cx.say_given_up(found);
+        Ok(())
     }
 }

@@ -5,6 +5,7 @@ mod awareness;
 mod belongings;
 mod board;
 pub mod copy;
+mod copy_host;
 pub mod cx;
 pub mod demo;
 mod drive;

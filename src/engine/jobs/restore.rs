@@ -4,14 +4,15 @@
 //! 2.6.12 and later, `spec/layout.md` §0.6): segments, indexes and checkpoints of a collection without it are read by nobody. Everything
 //! before it is taken back by the ids that the job took, never by name (defects D45, D58).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 
 use super::copy::{self, Done, Ran};
+use super::copy_host::{Host, Sources};
 use super::cx::JobCx;
-use super::restore_copy::{Host, digest, progress, size_up, standing, starts};
+use super::restore_copy::{digest, progress, size_up, standing, starts};
 use super::restore_map::{Blueprint, Source, draw, ids_needed};
 use super::restore_names::name_is_free;
 use super::restore_pin::{HeldPin, gone, keep_pin, release_pin, set_pin};
@@ -22,7 +23,7 @@ use super::{Job, Lock, Next, PlanCx, restore_plan, restore_undo, verify};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::pb::data::{CopySegmentJobState, CopySegmentTaskState};
-use crate::engine::ids::{CollectionId, DbId};
+use crate::engine::ids::{CollectionId, DbId, ObjectKey};
 use crate::engine::meta::{Cond, Write};
 use crate::engine::model::jobs::JobKind;
 use crate::engine::plan::execute::Change;
@@ -148,6 +149,8 @@ impl Restore {
         let loaded = self.load(cx, &state).await?;
         let files = &loaded.blueprint.files;
         if !loaded.listed {
+            let targets: BTreeSet<&ObjectKey> = files.iter().map(|f| &f.to).collect();
+            cx.give_up_unfinished(&|key| targets.contains(key)).await?;
             let there = reads(cx)
                 .list_all(prefixes(cx.objects.root(), files.iter().map(|f| &f.to)))
                 .await?;
@@ -178,7 +181,12 @@ impl Restore {
                 }),
             );
         }
-        let ran = copy::run(&Host(cx), files, &mut state.done, copy::SLICE).await;
+        let host = Host {
+            cx,
+            sources: &Sources::own(cx),
+            beside: None,
+        };
+        let ran = copy::run(&host, files, &mut state.done, copy::SLICE).await;
         if ran.is_err() {
             // The step is taken again with the state journaled last: look at what is there, do not copy it twice.
             self.keep(state.given()?.first_id, None);

@@ -1,18 +1,16 @@
-//! The copying part of a restore: what is to be copied, how far it is, and the pool's view of the world.
+//! The copying part of a restore: what is to be copied, and how far it is.
 
 use std::collections::BTreeMap;
 
-use async_trait::async_trait;
 use prost::Message;
 
-use super::copy::{CopyFile, CopyHost, Done};
+use super::copy::{CopyFile, Done};
 use super::cx::JobCx;
 use super::restore::{Loaded, put, watchable};
 use super::restore_map::{Blueprint, SEGMENTS_PER_TASK, Source, WalStart, channels};
 use super::restore_plan;
 use super::restore_source::{Reads, hex};
 use super::restore_state::State;
-use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::pb;
@@ -176,46 +174,4 @@ pub(super) async fn starts(
         }
     }
     Ok(wanted)
-}
-
-/// The pool's world: copies go through the executor, under the fence.
-pub(super) struct Host<'a>(pub &'a JobCx);
-
-#[async_trait]
-impl CopyHost for Host<'_> {
-    async fn copy(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()> {
-        self.0.copy_once(from, to).await
-    }
-
-    async fn size(&self, key: &ObjectKey) -> Result<Option<u64>> {
-        match self.0.objects.head(key).await {
-            Ok(meta) => Ok(Some(meta.size)),
-            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e),
-        }
-    }
-
-    fn parallel(&self) -> u32 {
-        self.0.parallel()
-    }
-
-    fn throttle(&self) -> Option<u64> {
-        self.0.throttle()
-    }
-
-    fn copied(&self, file: &CopyFile) {
-        self.0.progress().file(file.size);
-    }
-
-    fn cancelled(&self) -> bool {
-        self.0.cancel.is_cancelled()
-    }
-
-    fn clock(&self) -> &dyn Clock {
-        &*self.0.clock
-    }
-
-    fn entropy(&self) -> &dyn Entropy {
-        &*self.0.entropy
-    }
 }

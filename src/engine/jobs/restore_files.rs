@@ -14,7 +14,7 @@ use crate::engine::ids::{
 use crate::engine::model::holds::References;
 
 /// Where a log is when the manifest gives no path: rebuilt from its id (`spec/layout.md` §3.3).
-fn log_path(
+pub(super) fn log_path(
     kind: LogKind,
     segment: &pb::data::SegmentDescription,
     source: CollectionId,
@@ -140,7 +140,7 @@ fn field_file(
 }
 
 /// Text files are full keys up to 2.6.7 and base names later, mixed in one cluster (`spec/layout.md` §7.3).
-fn text_path(
+pub(super) fn text_path(
     segment: &pb::data::SegmentDescription,
     stats: &pb::data::TextIndexStats,
     file: &str,
@@ -156,7 +156,7 @@ fn text_path(
     )?))
 }
 
-fn json_path(
+pub(super) fn json_path(
     segment: &pb::data::SegmentDescription,
     stats: &pb::data::JsonKeyStats,
     file: &str,

@@ -303,6 +303,7 @@ pub fn draw(source: &Source, given: &Given, root: &str, bucket: &str) -> Result<
                     from,
                     to,
                     size: 0,
+                    etag: None,
                     group,
                 }),
                 Some(other) if other == from => {}

@@ -281,16 +281,16 @@ fn absent(out: &mut Survey, missing: &[ObjectKey], all: usize) {
     );
 }
 
-/// Fills in sizes by listing; answers what is missing.
+/// Fills in sizes and entity tags by listing; answers what is missing.
 pub async fn sizes(reads: &Reads<'_>, files: &mut [CopyFile]) -> Result<Vec<ObjectKey>> {
     let wanted: Vec<ObjectKey> = files.iter().map(|f| f.from.clone()).collect();
     let there = reads
-        .list_all(prefixes(reads.objects.root(), &wanted))
+        .list_tagged(prefixes(reads.objects.root(), &wanted))
         .await?;
     let mut missing = BTreeSet::new();
     for file in files {
         match there.get(&file.from) {
-            Some(size) => file.size = *size,
+            Some((size, etag)) => (file.size, file.etag) = (*size, etag.clone()),
             None => {
                 missing.insert(file.from.clone());
             }

@@ -13,12 +13,13 @@ use super::restore_map::Source;
 use super::restore_v3;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::codec::is_tombstone;
+pub(super) use crate::engine::format::hex;
 use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::paths::{ObjPath, SegmentBase, StorageManifest};
 use crate::engine::format::{manifest, pb, snapshot};
 use crate::engine::ids::{CollectionId, ObjectKey, SegmentId, SnapshotId};
 use crate::engine::meta::{KeyValue, MetaRead, Page, Span};
-use crate::engine::objects::ObjectRead;
+use crate::engine::objects::{ObjectMeta, ObjectRead};
 use crate::engine::profile::Roots;
 
 /// The right to look.
@@ -197,11 +198,7 @@ impl Reads<'_> {
 
     /// Keys and sizes below a prefix.
     pub async fn list(&self, prefix: &ObjectKey) -> Result<BTreeMap<ObjectKey, u64>> {
-        self.objects
-            .list(prefix, None)
-            .map_ok(|meta| (meta.key, meta.size))
-            .try_collect()
-            .await
+        self.below(prefix, |meta| (meta.key, meta.size)).await
     }
 
     /// Keys and sizes below many prefixes.
@@ -209,9 +206,38 @@ impl Reads<'_> {
         &self,
         prefixes: impl IntoIterator<Item = ObjectKey>,
     ) -> Result<BTreeMap<ObjectKey, u64>> {
+        self.all_below(prefixes, |meta| (meta.key, meta.size)).await
+    }
+
+    /// The same with entity tags, for those who will compare copies with them.
+    pub async fn list_tagged(
+        &self,
+        prefixes: impl IntoIterator<Item = ObjectKey>,
+    ) -> Result<BTreeMap<ObjectKey, (u64, Option<String>)>> {
+        self.all_below(prefixes, |meta| (meta.key, (meta.size, meta.etag)))
+            .await
+    }
+
+    async fn below<T>(
+        &self,
+        prefix: &ObjectKey,
+        keep: fn(ObjectMeta) -> (ObjectKey, T),
+    ) -> Result<BTreeMap<ObjectKey, T>> {
+        self.objects
+            .list(prefix, None)
+            .map_ok(keep)
+            .try_collect()
+            .await
+    }
+
+    async fn all_below<T: Send>(
+        &self,
+        prefixes: impl IntoIterator<Item = ObjectKey>,
+        keep: fn(ObjectMeta) -> (ObjectKey, T),
+    ) -> Result<BTreeMap<ObjectKey, T>> {
         let prefixes: BTreeSet<ObjectKey> = prefixes.into_iter().collect();
-        let parts: Vec<BTreeMap<ObjectKey, u64>> = stream::iter(prefixes)
-            .map(|prefix| async move { self.list(&prefix).await }.boxed())
+        let parts: Vec<BTreeMap<ObjectKey, T>> = stream::iter(prefixes)
+            .map(|prefix| async move { self.below(&prefix, keep).await }.boxed())
             .buffer_unordered(LISTS)
             .try_collect()
             .await?;
@@ -276,14 +302,4 @@ fn parent(key: &str) -> ObjectKey {
             .map_or(key, |(folder, _)| folder)
             .to_owned(),
     )
-}
-
-/// Hexadecimal, lower case.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(out, "{byte:02x}");
-        out
-    })
 }

@@ -151,6 +151,8 @@ type Kept = Vec<(ObjectKey, Error)>;
 /// Lists everything that may be ours and deletes what is. Answers how many went, and what did not.
 async fn remove_objects(cx: &JobCx, ids: Range) -> Result<(usize, Kept)> {
     let root = cx.objects.root();
+    cx.give_up_unfinished(&|key| is_ours(root, key, ids))
+        .await?;
     let below = |rest: String| {
         ObjectKey(if root.is_empty() {
             rest

@@ -11,6 +11,10 @@ use crate::engine::error::{Error, ErrorKind};
 /// Longest piece of a server's own words that is repeated.
 const QUOTE: usize = 160;
 
+/// How the client begins the line about an answer that is not a success, and about one whose body says so.
+pub(super) const NO_SUCCESS: &str = "Server returned non-2xx status code: ";
+pub(super) const ERROR_BODY: &str = "Server returned error response: ";
+
 /// The cause of a failure, as far as the server or the network named it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
@@ -159,13 +163,12 @@ struct Answer {
 impl Answer {
     /// Reads the line in which the client reports an answer that is not a success.
     fn parse(line: &str) -> Option<Self> {
-        let (status, body) =
-            if let Some(rest) = line.strip_prefix("Server returned non-2xx status code: ") {
-                let (status, body) = rest.split_once(": ").unwrap_or((rest, ""));
-                (status.get(..3)?.parse().ok()?, body)
-            } else {
-                (200, line.strip_prefix("Server returned error response: ")?)
-            };
+        let (status, body) = if let Some(rest) = line.strip_prefix(NO_SUCCESS) {
+            let (status, body) = rest.split_once(": ").unwrap_or((rest, ""));
+            (status.get(..3)?.parse().ok()?, body)
+        } else {
+            (200, line.strip_prefix(ERROR_BODY)?)
+        };
         let message = element(body, "Message")
             .or_else(|| field(body, "message"))
             .unwrap_or_default();
@@ -208,7 +211,7 @@ impl Answer {
             | "AuthorizationPermissionMismatch"
             | "AllAccessDisabled" => Cause::AccessDenied,
             _ => match (e, self.status) {
-                (object_store::Error::NotFound { .. }, _) => Cause::NoSuchObject,
+                (object_store::Error::NotFound { .. }, _) | (_, 404) => Cause::NoSuchObject,
                 (object_store::Error::AlreadyExists { .. }, _) | (_, 409 | 412) => Cause::Exists,
                 (_, 401 | 403) => Cause::AccessDenied,
                 (_, 301 | 307) => Cause::WrongRegion(None),
@@ -236,7 +239,7 @@ impl Answer {
 }
 
 /// The text of the first `<name>` of an error document.
-fn element(body: &str, name: &str) -> Option<String> {
+pub(super) fn element(body: &str, name: &str) -> Option<String> {
     let (_, rest) = body.split_once(&format!("<{name}>"))?;
     let (text, _) = rest.split_once(&format!("</{name}>"))?;
     Some(
@@ -326,7 +329,7 @@ impl Cause {
             Self::WrongRegion(Some(region)) => format!("set minio.region to {region}"),
             Self::WrongRegion(None) => "set minio.region to the bucket's region".into(),
             Self::ClockSkew => "set this machine's clock: the server's differs too much".into(),
-            Self::TooLargeToCopy => "one object over 5 GiB cannot be copied inside this store".into(),
+            Self::TooLargeToCopy => "copy it with the store's own tool".into(),
             Self::Busy => "lower the concurrency and try again".into(),
             Self::Refused => "check minio.address and minio.port, and that the server is up".into(),
             Self::UnknownHost => "check the host name in minio.address".into(),

@@ -10,14 +10,21 @@ use object_store::{GetOptions, ObjectStore, ObjectStoreExt};
 
 use super::error::{Error, ErrorKind, Result};
 use super::ids::{ObjectKey, UnixMs};
+use super::profile::ObjectProfile;
 
 mod attempts;
+mod copy;
+mod direct;
+mod elsewhere;
 mod errors;
+mod folder;
 mod open;
 
+pub use copy::{Copied, CopyLimits, How, Origin, Unfinished};
 pub use open::open;
 
 use attempts::{Trail, watched};
+use direct::Direct;
 use errors::{Cause, Diagnosis, diagnose};
 
 /// What a listing says of an object.
@@ -48,14 +55,25 @@ pub enum PutMode {
 pub struct ObjectRead {
     store: Arc<dyn ObjectStore>,
     place: Arc<Place>,
+    native: Native,
 }
 
 /// The right to write. Cannot be made from an [`ObjectRead`].
 #[derive(Clone)]
 pub struct ObjectWrite {
     read: ObjectRead,
-    /// The same store with the patience that a server-side copy needs.
-    patient: Arc<dyn ObjectStore>,
+    limits: CopyLimits,
+}
+
+/// What a store can do with its own objects without their bytes passing through here.
+#[derive(Clone)]
+enum Native {
+    /// The client's own copy, of any size; with the patience that it needs.
+    Store(Arc<dyn ObjectStore>),
+    /// S3: also between buckets, and part by part.
+    S3(Arc<Direct>),
+    /// The file system.
+    Folder(Arc<object_store::local::LocalFileSystem>),
 }
 
 /// Which configuration keys an error names, and who sorts a listing.
@@ -81,6 +99,8 @@ struct Place {
     /// Prefix cut from keys when they are absolute local paths.
     absolute: Option<String>,
     family: Family,
+    /// What it was opened with, so that another bucket of the same server can be; masked in every print.
+    profile: Option<ObjectProfile>,
 }
 
 impl Place {
@@ -91,6 +111,7 @@ impl Place {
             root,
             absolute: None,
             family,
+            profile: None,
         }
     }
 
@@ -240,17 +261,20 @@ impl ObjectRead {
     }
 
     fn meta(&self, meta: object_store::ObjectMeta) -> ObjectMeta {
-        let relative = meta.location.to_string();
-        let key = match &self.place.absolute {
-            Some(base) => ObjectKey(format!("{base}/{relative}")),
-            None => ObjectKey(relative),
-        };
         ObjectMeta {
-            key,
+            key: self.key_of(meta.location.as_ref()),
             size: meta.size,
             etag: meta.e_tag,
             modified: UnixMs(meta.last_modified.timestamp_millis()),
         }
+    }
+
+    /// The key of a path inside the store.
+    fn key_of(&self, relative: &str) -> ObjectKey {
+        ObjectKey(match &self.place.absolute {
+            Some(base) => format!("{base}/{relative}"),
+            None => relative.to_owned(),
+        })
     }
 
     /// The path of one object: exactly this key, nothing that merely resolves to it.
@@ -333,31 +357,6 @@ impl ObjectWrite {
             .map_err(|e| self.write_error("writing", key, &e, &trail))
     }
 
-    /// Copies inside the store. `NotFound` names the source, `Limit` its size when it is over what the store copies at
-    /// once (5 GiB on S3). On a local folder both names share one file until one of them is written again.
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "the one room that writes objects"
-    )]
-    pub async fn copy(&self, from: &ObjectKey, to: &ObjectKey) -> Result<()> {
-        let (source, target) = (self.read.path(from)?, self.read.path(to)?);
-        let (done, trail) = watched(self.patient.copy(&source, &target)).await;
-        let Err(e) = done else { return Ok(()) };
-        if diagnose(&e).cause == Cause::TooLargeToCopy {
-            let size = self.read.head(from).await?.size;
-            return Err(Error::new(
-                ErrorKind::Limit,
-                format!(
-                    "object {from} has {size} bytes, more than this store copies at once (5 GiB)"
-                ),
-            )
-            .with("bucket", &self.read.place.bucket)
-            .with("endpoint", &self.read.place.endpoint)
-            .fix("copy it with the store's own tool"));
-        }
-        Err(self.write_error("copying", from, &e, &trail))
-    }
-
     /// Removes exactly one object. `Ok(false)` when it was not there; S3 does not say, so there it is always `Ok(true)`.
     #[allow(
         clippy::disallowed_methods,
@@ -408,15 +407,19 @@ impl ObjectWrite {
 /// Wraps a ready store: in memory, or a decorator that fails on purpose. `root` as [`ObjectRead::root`].
 pub fn from_store(store: Arc<dyn ObjectStore>, root: &str) -> (ObjectRead, ObjectWrite) {
     let place = Place::plain("memory", root.to_owned(), Family::Memory);
+    capabilities(store.clone(), Native::Store(store), place)
+}
+
+fn capabilities(
+    store: Arc<dyn ObjectStore>,
+    native: Native,
+    place: Place,
+) -> (ObjectRead, ObjectWrite) {
     let read = ObjectRead {
-        store: store.clone(),
+        store,
         place: Arc::new(place),
+        native,
     };
-    (
-        read.clone(),
-        ObjectWrite {
-            read,
-            patient: store,
-        },
-    )
+    let limits = CopyLimits::default();
+    (read.clone(), ObjectWrite { read, limits })
 }

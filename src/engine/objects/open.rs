@@ -4,7 +4,7 @@ use std::path::Path as FsPath;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::local::LocalFileSystem;
@@ -13,7 +13,8 @@ use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use super::attempts::CountingConnector;
-use super::{Family, ObjectRead, ObjectWrite, Place};
+use super::direct::Direct;
+use super::{Family, Native, ObjectRead, ObjectWrite, Place, capabilities};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::profile::{ObjectKind, ObjectProfile, S3Profile};
 
@@ -24,34 +25,38 @@ const COPY_SILENCE: Duration = Duration::from_mins(10);
 /// Retries of one call, about 100, 200 and 400 ms apart: a server that is down is named within 2 s.
 const RETRIES: usize = 3;
 /// Region when `minio.region` is empty: what every S3-compatible server accepts.
-pub(super) const DEFAULT_REGION: &str = "us-east-1";
+const DEFAULT_REGION: &str = "us-east-1";
 
 /// Opens the store of a profile. Makes no request. A folder that stands for a bucket is made when it is missing; the
 /// folder of a real Milvus (`localStorage.path`) never is.
 pub fn open(profile: &ObjectProfile) -> Result<(ObjectRead, ObjectWrite)> {
+    let (mut read, mut write) = build(profile)?;
+    let place = Arc::new(Place {
+        profile: Some(profile.clone()),
+        ..(*read.place).clone()
+    });
+    (read.place, write.read.place) = (place.clone(), place);
+    Ok((read, write))
+}
+
+fn build(profile: &ObjectProfile) -> Result<(ObjectRead, ObjectWrite)> {
     let root = profile.root.trim_matches('/').to_owned();
     match &profile.kind {
         ObjectKind::Memory => {
             let store: Arc<dyn ObjectStore> = Arc::new(object_store::memory::InMemory::new());
-            Ok(capabilities(
-                store.clone(),
-                store,
-                Place::plain("memory", root, Family::Memory),
-            ))
+            let place = Place::plain("memory", root, Family::Memory);
+            Ok(capabilities(store.clone(), Native::Store(store), place))
         }
         ObjectKind::Local { dir, absolute } => local(dir, *absolute, root),
         ObjectKind::S3(s3) => {
-            let place = Place::remote(&s3.bucket, s3.endpoint.as_deref().unwrap_or("AWS"), root);
-            let build = |silence| {
-                s3_store(s3, silence)
-                    .map(|s| Arc::new(s) as Arc<dyn ObjectStore>)
-                    .map_err(|e| refused(&place, &e))
-            };
-            Ok(capabilities(
-                build(s3.request_timeout)?,
-                build(s3.request_timeout.max(COPY_SILENCE))?,
-                place.clone(),
-            ))
+            let endpoint = s3.endpoint.as_deref().unwrap_or("AWS");
+            let place = Place::remote(&s3.bucket, endpoint, root);
+            remote(place, s3.request_timeout, |silence| {
+                let (store, options) = s3_store(s3, silence)?;
+                let store = Arc::new(store);
+                let direct = Direct::new(store.clone(), &options, s3)?;
+                Ok((store, Native::S3(Arc::new(direct))))
+            })
         }
         ObjectKind::Azure {
             account,
@@ -60,23 +65,11 @@ pub fn open(profile: &ObjectProfile) -> Result<(ObjectRead, ObjectWrite)> {
             endpoint,
             request_timeout,
         } => {
-            let named = endpoint.clone().unwrap_or_else(|| "Azure".into());
-            let place = Place::remote(container, &named, root);
-            let build = |silence| {
-                azure_store(
-                    account,
-                    key.as_ref(),
-                    container,
-                    endpoint.as_deref(),
-                    silence,
-                )
-                .map_err(|e| refused(&place, &e))
-            };
-            Ok(capabilities(
-                build(*request_timeout)?,
-                build(COPY_SILENCE.max(*request_timeout))?,
-                place.clone(),
-            ))
+            let place = Place::remote(container, endpoint.as_deref().unwrap_or("Azure"), root);
+            remote(place, *request_timeout, |silence| {
+                let (key, endpoint) = (key.as_ref(), endpoint.as_deref());
+                azure_store(account, key, container, endpoint, silence).map(whole)
+            })
         }
         ObjectKind::Gcs {
             bucket,
@@ -84,36 +77,33 @@ pub fn open(profile: &ObjectProfile) -> Result<(ObjectRead, ObjectWrite)> {
             endpoint,
             request_timeout,
         } => {
-            let named = endpoint.clone().unwrap_or_else(|| "Google".into());
-            let place = Place::remote(bucket, &named, root);
-            let build = |silence| {
-                gcs_store(
-                    bucket,
-                    credential_json.as_ref(),
-                    endpoint.as_deref(),
-                    silence,
-                )
-                .map_err(|e| refused(&place, &e))
-            };
-            Ok(capabilities(
-                build(*request_timeout)?,
-                build(COPY_SILENCE.max(*request_timeout))?,
-                place.clone(),
-            ))
+            let place = Place::remote(bucket, endpoint.as_deref().unwrap_or("Google"), root);
+            remote(place, *request_timeout, |silence| {
+                let (json, endpoint) = (credential_json.as_ref(), endpoint.as_deref());
+                gcs_store(bucket, json, endpoint, silence).map(whole)
+            })
         }
     }
 }
 
-fn capabilities(
-    store: Arc<dyn ObjectStore>,
-    patient: Arc<dyn ObjectStore>,
+/// A store and what it can do by itself.
+type Built = (Arc<dyn ObjectStore>, Native);
+
+/// A store that copies objects of any size in one request.
+fn whole(store: Arc<dyn ObjectStore>) -> Built {
+    (store.clone(), Native::Store(store))
+}
+
+/// A remote store twice: as patient as asked for, and with the patience of a copy.
+fn remote(
     place: Place,
-) -> (ObjectRead, ObjectWrite) {
-    let read = ObjectRead {
-        store,
-        place: Arc::new(place),
-    };
-    (read.clone(), ObjectWrite { read, patient })
+    silence: Duration,
+    build: impl Fn(Duration) -> object_store::Result<Built>,
+) -> Result<(ObjectRead, ObjectWrite)> {
+    let build = |silence| build(silence).map_err(|e| refused(&place, &e));
+    let (store, _) = build(silence)?;
+    let (_, native) = build(silence.max(COPY_SILENCE))?;
+    Ok(capabilities(store, native, place))
 }
 
 fn refused(place: &Place, cause: &(dyn std::error::Error + 'static)) -> Error {
@@ -151,14 +141,14 @@ fn local(dir: &FsPath, absolute: bool, root: String) -> Result<(ObjectRead, Obje
     let store = LocalFileSystem::new_with_prefix(dir)
         .map_err(|e| fail(std::io::Error::other(e)))?
         .with_fsync(true);
-    let store: Arc<dyn ObjectStore> = Arc::new(store);
+    let store = Arc::new(store);
     let absolute = absolute.then(|| named.trim_end_matches('/').to_owned());
     let root = absolute.clone().unwrap_or(root);
     let place = Place {
         absolute,
         ..Place::plain(&named, root, Family::Local)
     };
-    Ok(capabilities(store.clone(), store, place))
+    Ok(capabilities(store.clone(), Native::Folder(store), place))
 }
 
 fn retries() -> RetryConfig {
@@ -189,10 +179,7 @@ fn setup(text: String) -> object_store::Error {
     }
 }
 
-fn s3_store(
-    s3: &S3Profile,
-    silence: Duration,
-) -> object_store::Result<object_store::aws::AmazonS3> {
+fn s3_store(s3: &S3Profile, silence: Duration) -> object_store::Result<(AmazonS3, ClientOptions)> {
     let mut options = client(s3.endpoint.as_deref(), silence);
     if let Some(file) = &s3.ca {
         let pem = std::fs::read(file).map_err(|e| {
@@ -205,11 +192,6 @@ fn s3_store(
             options = options.with_root_certificate(certificate);
         }
     }
-    let region = if s3.region.is_empty() {
-        DEFAULT_REGION
-    } else {
-        &s3.region
-    };
     let mut builder = match &s3.credentials {
         Some((id, secret)) => AmazonS3Builder::new()
             .with_access_key_id(id)
@@ -223,16 +205,25 @@ fn s3_store(
             endpoint.trim_end_matches('/').to_owned()
         });
     }
-    builder
+    let store = builder
         .with_bucket_name(&s3.bucket)
-        .with_region(region)
+        .with_region(region(s3))
         .with_virtual_hosted_style_request(s3.virtual_host)
-        .with_client_options(options)
+        .with_client_options(options.clone())
         .with_retry(retries())
         .with_http_connector(CountingConnector)
         // Not every S3-compatible server has the bulk form.
         .with_disable_bulk_delete(true)
-        .build()
+        .build()?;
+    Ok((store, options))
+}
+
+pub(super) fn region(s3: &S3Profile) -> &str {
+    if s3.region.is_empty() {
+        DEFAULT_REGION
+    } else {
+        &s3.region
+    }
 }
 
 /// The identity that the environment gives: variables, web identity, container, machine. Only the identity is taken from

@@ -12,6 +12,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use crate::engine::format::hex;
 use crate::engine::ids::{CollectionId, JobId, MetaRev, PinId, SnapshotId};
 
 /// What an operator wants.
@@ -189,16 +190,4 @@ impl Plan {
     pub fn applicable(&self) -> bool {
         self.failures().next().is_none()
     }
-}
-
-/// Lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
-            // Writing into a string cannot fail.
-            let _ = write!(s, "{b:02x}");
-            s
-        })
 }

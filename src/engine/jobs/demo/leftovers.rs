@@ -157,7 +157,9 @@ pub async fn pending(cx: &JobCx, cast: &Cast, now: UnixMs) -> Result<()> {
     let manifests = manifests(cx, cast.images, id).await?;
     if let Some((from, segment)) = manifests.first() {
         let to = ObjPath::SnapshotManifest(cast.images, half_made, *segment);
-        cx.copy_object(from, &to.to_key(cx.objects.root())).await?;
+        let manifest = cx.objects.get(from).await?;
+        cx.put_object(&to.to_key(cx.objects.root()), manifest)
+            .await?;
     }
     Ok(())
 }
