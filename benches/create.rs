@@ -187,6 +187,7 @@ async fn snapshot(runner: &RunnerHandle, i: usize) -> (Duration, Duration) {
         name: format!("bench_{i}"),
         description: String::new(),
         protection_secs: 0,
+        operation: None,
     };
     let plan = runner.plan(intent, Arc::default()).await.expect("a plan");
     let failed: Vec<_> = plan.failures().collect();
