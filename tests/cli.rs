@@ -529,6 +529,44 @@ fn contents(home: &Home, collection: &str) -> Vec<String> {
     out
 }
 
+/// The snapshot `mine` is pinned, cannot be dropped, is verified, and is free again.
+fn pinned_verified_and_unpinned(home: &Home) {
+    let pin = ["snapshot", "pin", "mine", "--ttl", "2h", "--owner", "anna"];
+    let said = home.run(&[&pin[..], &["--reason", "audit"]].concat());
+    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
+    for wrong in ["31d", "", "soon"] {
+        let said = home.run(&["snapshot", "pin", "mine", "--owner", "b", "--ttl", wrong]);
+        assert_ne!(said.code, Some(0), "{wrong}: {}", said.out);
+    }
+    let drop = home.run(&["snapshot", "drop", "mine", "--confirm", "mine"]);
+    assert_eq!(drop.code, Some(4), "{}", drop.out);
+    assert!(drop.err.contains("of anna, 1h59m left"), "{}", drop.err);
+    let list = home.run(&["snapshot", "pins"]);
+    assert!(list.out.contains("anna") && list.out.contains("audit"));
+    let pins = home.json(&["snapshot", "pins", "mine", "-o", "json"]);
+    assert_eq!(pins["items"].as_array().unwrap().len(), 1, "{pins}");
+    let id = pins["items"][0]["id"].as_str().unwrap();
+    let verified = home.run(&["snapshot", "verify", "mine", "--deep"]);
+    assert_eq!(verified.code, Some(0), "{}{}", verified.out, verified.err);
+    assert!(verified.out.contains("all there"), "{}", verified.out);
+    let looked = home.run(&["--read-only", "snapshot", "verify", "mine"]);
+    assert_eq!(looked.code, Some(0), "{}{}", looked.out, looked.err);
+    assert!(looked.err.contains("not kept"), "{}", looked.err);
+    let told = home.json(&["snapshot", "describe", "mine", "-o", "json"]);
+    assert_eq!(told["verified"]["deep"], true, "{told}");
+    assert_eq!(told["pins"][0]["owner"], "anna");
+    assert!(told["state_since"].as_str().is_some());
+    let frees = &told["files"]["dropping_frees"];
+    assert!(frees["at_once"]["bytes"].as_u64() > Some(0), "{told}");
+    assert!(frees["kept_by_live_segments"]["bytes"].as_u64() > Some(0));
+    let said = home.run(&["snapshot", "unpin", "mine", id]);
+    assert_eq!(said.code, Some(2), "wants a yes: {}", said.err);
+    let said = home.run(&["snapshot", "unpin", "mine", id, "--yes"]);
+    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
+    let pins = home.json(&["snapshot", "pins", "mine", "-o", "json"]);
+    assert_eq!(pins["items"], serde_json::json!([]));
+}
+
 #[test]
 fn the_main_job_from_demo_to_collection() {
     let home = Home::new();
@@ -638,6 +676,7 @@ fn the_main_job_from_demo_to_collection() {
     let told = home.run(&["snapshot", "describe", "mine"]);
     assert_eq!(told.code, Some(0), "{}", told.err);
     assert!(told.out.contains("by hand"), "{}", told.out);
+    pinned_verified_and_unpinned(&home);
     let plan = home.json(&[
         "restore",
         "start",

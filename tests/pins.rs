@@ -930,3 +930,136 @@ async fn rows_in_memory_stay_outside_and_are_counted() {
     .await;
     runner.stop().await;
 }
+
+/// A storage manifest as the newest Milvus writes it: an Avro container (`spec/layout.md` §7.5).
+fn storage_manifest(data: &str, stats: &str, lob: &str) -> Vec<u8> {
+    use serde::Serialize;
+    #[derive(Serialize)]
+    struct At<'a> {
+        path: &'a str,
+    }
+    #[derive(Serialize)]
+    struct Group<'a> {
+        files: Vec<At<'a>>,
+    }
+    #[derive(Serialize)]
+    struct Stats<'a> {
+        paths: Vec<&'a str>,
+    }
+    #[derive(Serialize)]
+    struct Whole<'a> {
+        column_groups: Vec<Group<'a>>,
+        stats: BTreeMap<&'a str, Stats<'a>>,
+        lob_files: Vec<At<'a>>,
+    }
+    let at = |name: &str| {
+        format!(
+            r#"{{"type":"record","name":"{name}","fields":[{{"name":"path","type":"string"}}]}}"#
+        )
+    };
+    let schema = format!(
+        r#"{{"type":"record","name":"Manifest","fields":[
+        {{"name":"column_groups","type":{{"type":"array","items":{{"type":"record","name":"Group","fields":[
+            {{"name":"files","type":{{"type":"array","items":{}}}}}]}}}}}},
+        {{"name":"stats","type":{{"type":"map","values":{{"type":"record","name":"Stats","fields":[
+            {{"name":"paths","type":{{"type":"array","items":"string"}}}}]}}}}}},
+        {{"name":"lob_files","type":{{"type":"array","items":{}}}}}]}}"#,
+        at("File"),
+        at("Lob"),
+    );
+    let schema = apache_avro::Schema::parse_str(&schema).unwrap();
+    let mut writer = apache_avro::Writer::new(&schema, Vec::new()).unwrap();
+    let whole = Whole {
+        column_groups: vec![Group {
+            files: vec![At { path: data }],
+        }],
+        stats: BTreeMap::from([("bloom", Stats { paths: vec![stats] })]),
+        lob_files: vec![At { path: lob }],
+    };
+    writer.append_ser(whole).unwrap();
+    writer.into_inner().unwrap()
+}
+
+/// Everything that a manifest of storage V3 declares is looked for, its LOBs too: the manifest alone is not the segment.
+#[tokio::test(start_paused = true)]
+async fn a_manifest_segment_is_inside_with_all_that_it_declares() {
+    let world = small_seed(&FLUSHED).await.world();
+    let all: Vec<(Key, SegmentInfo)> = family(&*world.meta, Family::Segment).await;
+    let (key, info) = all.iter().find(|(_, s)| s.id == FLUSHED[0]).unwrap();
+    let partition = format!("{ROOT}/insert_log/{SMALL}/{}", info.partition_id);
+    let base = format!("{partition}/{}", info.id);
+    let (data, stats) = (
+        format!("{base}/_data/7.parquet"),
+        format!("{base}/_stats/9"),
+    );
+    let lob = format!("{partition}/lobs/101/_data/3.vx");
+    let written = storage_manifest("7.parquet", "9", "101/_data/3.vx");
+    let file = format!("{base}/_metadata/manifest-2.avro");
+    put_object(&world, &file.as_str().into(), written).await;
+    put_object(&world, &data.as_str().into(), b"PAR1 rows PAR1".to_vec()).await;
+    put_object(&world, &stats.as_str().into(), vec![1; 30]).await;
+    let with = |ver: i64| SegmentInfo {
+        storage_version: 3,
+        manifest_path: format!(r#"{{"ver":{ver},"base_path":"{base}"}}"#),
+        ..info.clone()
+    };
+    put(&*world.meta, &key.to_key(&roots()), with(2).encode_to_vec()).await;
+    let stores = world.open(&Faults::none(), ROOT);
+    let runner = runner(&stores);
+    let plan = planned(&runner, &create("tree", None)).await;
+    assert!(failed(&plan).contains(&lob), "{}", failed(&plan));
+    put_object(&world, &lob.as_str().into(), vec![2; 40]).await;
+    done(&runner, create("tree", None)).await;
+    let all: Vec<(Key, SnapshotInfo)> = family(&*world.meta, Family::Snapshot).await;
+    let (id, roots) = (SnapshotId(all[0].1.id), roots());
+    let contents = Contents::read(&reads(&stores, &roots), all[0].1.clone())
+        .await
+        .unwrap();
+    for key in [&file, &data, &stats, &lob] {
+        assert!(contents.wanted.contains_key(&key.as_str().into()), "{key}");
+    }
+    let kinds = contents.by_kind(ROOT);
+    assert_eq!(
+        kinds["lob"],
+        Tally {
+            files: 1,
+            bytes: 40
+        }
+    );
+    assert_eq!(kinds["storage_manifest"].files, 1);
+    // Shared by a partition: live segments have it, as far as anybody can tell.
+    let found = share(&reads(&stores, &roots), &contents).await.unwrap();
+    assert_eq!(found.exclusive, Tally::default());
+    delete(&world, &Path::from(lob.as_str())).await;
+    let verify = Intent::VerifySnapshot {
+        snapshot: id,
+        deep: false,
+    };
+    let info = run(&runner, verify).await.unwrap();
+    assert_eq!(info.state, JobState::Failed);
+    assert!(info.error.as_ref().unwrap().contains(&lob), "{info:?}");
+    // Version 0 is the placeholder of a segment without data: a growing one stays outside.
+    let placeholder = SegmentInfo {
+        state: 2,
+        ..with(0)
+    };
+    put(
+        &*world.meta,
+        &key.to_key(&roots),
+        placeholder.encode_to_vec(),
+    )
+    .await;
+    let logs = ["binlog", "statslog", "deltalog"].map(|l| format!("/{l}/"));
+    for kv in world.meta.range_all(&Span::all()).await.unwrap().kvs {
+        let text = kv.key.text();
+        if text.contains(&FLUSHED[0].to_string()) && logs.iter().any(|l| text.contains(l)) {
+            let writes = vec![Write::Delete(kv.key)];
+            let conds = vec![];
+            world.meta.txn(Txn { conds, writes }).await.unwrap();
+        }
+    }
+    let plan = planned(&runner, &create("empty", None)).await;
+    let said = plan.warnings.join("\n");
+    assert!(said.contains("nothing of it is on disk yet"), "{said}");
+    runner.stop().await;
+}

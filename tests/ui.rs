@@ -321,6 +321,60 @@ fn danger_decides_how_heavy_the_confirmation_is() {
 }
 
 #[test]
+fn a_snapshot_is_pinned_unpinned_by_number_and_verified() {
+    use falconer::engine::format::pb::data::SnapshotInfo;
+    use prost::Message;
+    let mut keys = keyspace();
+    let info = SnapshotInfo {
+        name: "nightly".into(),
+        id: 9,
+        collection_id: 445,
+        state: 2,
+        pin_ids: vec![41, 42],
+        pin_expire_at_ms: [(41, NOW.0 + 7_200_000)].into(),
+        ..SnapshotInfo::default()
+    };
+    keys.push(KeyValue {
+        key: "by-dev/meta/datacoord-meta/snapshot/445/9".into(),
+        value: info.encode_to_vec().into(),
+        create_rev: MetaRev(9_000),
+        mod_rev: MetaRev(9_000),
+        version: 1,
+        lease: 0,
+    });
+    let mut c = lab();
+    c.feed(Msg::Catalog(Arc::new(catalog(&keys))));
+    let asked = |c: &Console, parts: &[&str]| {
+        let last = c.asked.iter().rfind(|r| r.starts_with("Plan")).unwrap();
+        assert!(parts.iter().all(|p| last.contains(p)), "{last}");
+    };
+    c.press("6p<c-u>7d<enter>anna<enter>audit<enter>");
+    asked(&c, &["PinSnapshot", "604800", "anna", "audit"]);
+    c.press("<esc>P");
+    let screen = c.screen();
+    assert!(screen.contains("1  41  until 2026-"), "{screen}");
+    assert!(screen.contains("2  42  never expires"), "{screen}");
+    c.press("<c-u>2<enter>");
+    asked(&c, &["UnpinSnapshot", "PinId(42)"]);
+    c.press("<esc>V");
+    asked(&c, &["VerifySnapshot", "deep: true"]);
+    // Its page is asked about again when its record has moved.
+    c.press("<esc><enter>");
+    let details = |c: &Console| {
+        c.asked
+            .iter()
+            .filter(|r| r.starts_with("SnapshotDetail"))
+            .count()
+    };
+    assert_eq!(details(&c), 1);
+    if let Some(kv) = keys.last_mut() {
+        kv.mod_rev = MetaRev(9_001);
+    }
+    c.feed(Msg::Catalog(Arc::new(catalog(&keys))));
+    assert_eq!(details(&c), 2);
+}
+
+#[test]
 fn a_plan_with_a_failed_check_cannot_be_applied_and_a_refusal_stays_on_screen() {
     let mut c = lab();
     let mut plan = console::plan(falconer::engine::plan::Intent::Demo);

@@ -575,7 +575,13 @@ fn page_answered(app: &mut App, id: u64, reply: &Result<Reply>) {
             };
         } else if page.tree.awaits(id) {
             page.tree = match reply {
-                Ok(Reply::Tree(tree)) => Remote::Got(document::tree(tree).into()),
+                Ok(Reply::Tree(tree)) => Remote::Got(
+                    match page.place {
+                        Place::Detail(_, RowId::Snapshot(_)) => super::snapshot_words::lines(tree),
+                        _ => document::tree(tree),
+                    }
+                    .into(),
+                ),
                 Ok(_) => Remote::Failed(wrong()),
                 Err(error) => Remote::Failed(error.clone()),
             };

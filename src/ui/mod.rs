@@ -17,6 +17,7 @@ pub mod picture;
 pub mod pulse;
 pub mod rows;
 pub mod screens;
+pub mod snapshot_words;
 pub mod table;
 pub mod term;
 pub mod text;

@@ -128,11 +128,8 @@ pub fn act(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
             let Some(id) = snapshot(app) else { return };
             let name = app.name_of(&RowId::Snapshot(id), now);
             let pins = app.catalog.snapshot(id).map(|s| s.pins.clone());
-            let only = match pins.as_deref() {
-                Some([only]) => Some(only.id),
-                _ => None,
-            };
-            app.overlay = Some(Overlay::Form(Box::new(Form::unpin(id, &name, only))));
+            let pins = pins.unwrap_or_default();
+            app.overlay = Some(Overlay::Form(Box::new(Form::unpin(id, &name, &pins))));
         }
         Action::Verify => {
             let Some(id) = snapshot(app) else { return };

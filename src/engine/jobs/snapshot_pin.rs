@@ -109,7 +109,8 @@ impl Job for PinSnapshot {
             failed,
             detail,
         };
-        let mut warnings: Vec<String> = held.iter().map(|h| pins::words(h, now)).collect();
+        let already = |h| format!("already on it: {}", pins::words(h, now));
+        let mut warnings: Vec<String> = held.iter().map(already).collect();
         if *ttl_secs == 0 {
             warnings.push(
                 "it never ends by itself: what the snapshot keeps is kept until somebody takes it off"

@@ -195,7 +195,10 @@ impl Job for UnpinSnapshot {
             Step::Take => {
                 let n = take(cx, &state).await?;
                 cx.note(match n {
-                    0 => "none of them is on it any more".to_owned(),
+                    0 if state.pin.is_none() && state.pins.is_empty() => {
+                        "no pin's time is over".to_owned()
+                    }
+                    0 => "it is not on the snapshot any more".to_owned(),
                     n => format!("{n} taken off"),
                 });
                 state.step = Step::Look;

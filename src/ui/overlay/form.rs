@@ -6,7 +6,8 @@ use ratatui::layout::{Position, Rect};
 use tui_input::Input;
 
 use crate::engine::handle::Request;
-use crate::engine::ids::{CollectionId, PinId, SnapshotId};
+use crate::engine::ids::{CollectionId, SnapshotId};
+use crate::engine::model::data::Pin;
 use crate::engine::model::resource::Tone;
 use crate::engine::model::text::seconds;
 use crate::engine::plan::Intent;
@@ -25,9 +26,12 @@ pub enum About {
     Restore(SnapshotId),
     /// A pin on this snapshot.
     Pin(SnapshotId),
-    /// Pins of this snapshot to be taken off.
-    Unpin(SnapshotId),
+    /// Pins of this snapshot to be taken off; the first ones, to be chosen by number.
+    Unpin(SnapshotId, [Option<Pin>; LISTED]),
 }
+
+/// Pins that the form lists.
+pub const LISTED: usize = 6;
 
 /// What stands for every pin whose time is over.
 const EXPIRED: &str = "expired";
@@ -119,7 +123,7 @@ impl Form {
             fields: vec![
                 Field {
                     label: "Time",
-                    help: "600, 10m, 2h, 7d, at most 30d; 0 = until it is taken off",
+                    help: "600, 10m, 2h, 7d, at most 30d; 0 = until taken off",
                     input: Input::new("2h".to_owned()),
                 },
                 Field {
@@ -138,21 +142,40 @@ impl Form {
         }
     }
 
-    /// Asks which pin is taken off; `suggestion` is the only one there is, if so.
+    /// Asks which of `pins` is taken off.
     #[must_use]
-    pub fn unpin(snapshot: SnapshotId, name: &str, suggestion: Option<PinId>) -> Self {
-        let suggestion = suggestion.map_or_else(|| EXPIRED.to_owned(), |pin| pin.to_string());
+    pub fn unpin(snapshot: SnapshotId, name: &str, pins: &[Pin]) -> Self {
+        let mut listed = [None; LISTED];
+        for (place, pin) in listed.iter_mut().zip(pins) {
+            *place = Some(*pin);
+        }
+        let suggestion = if pins.len() == 1 { "1" } else { EXPIRED };
+        let suggestion = suggestion.to_owned();
         Self {
             title: format!("Unpin {name}"),
-            about: About::Unpin(snapshot),
+            about: About::Unpin(snapshot, listed),
             fields: vec![Field {
                 label: "Pin",
-                help: "its id, as the snapshot's page shows it; or: expired, for all that are over",
+                help: "its number below, its id, or: expired, for all that are over",
                 input: Input::new(suggestion),
             }],
             focus: 0,
             wrong: None,
         }
+    }
+
+    /// The pins to choose from, a line each.
+    fn listed(&self) -> Vec<String> {
+        let About::Unpin(_, pins) = &self.about else {
+            return Vec::new();
+        };
+        let end = |pin: &Pin| {
+            let at = pin.expires.map(|at| format!("until {}", at.utc()));
+            at.unwrap_or_else(|| "never expires".to_owned())
+        };
+        let pins = pins.iter().flatten().zip(1..);
+        pins.map(|(pin, n)| format!("{n}  {}  {}", pin.id, end(pin)))
+            .collect()
     }
 
     fn value(&self, i: usize) -> String {
@@ -200,16 +223,18 @@ impl Form {
                 owner: required(1, "the owner")?,
                 reason: self.value(2),
             }),
-            About::Unpin(snapshot) => {
-                Ok(Intent::UnpinSnapshot {
-                    snapshot,
-                    pin: match required(0, "the pin")?.as_str() {
-                        EXPIRED => None,
-                        id => Some(id.parse().map_err(|_| {
-                            (0, format!("a pin's id is a number; or say {EXPIRED}"))
+            About::Unpin(snapshot, listed) => {
+                let typed = required(0, "the pin")?;
+                let numbered = typed.parse::<usize>().ok().and_then(|n| n.checked_sub(1));
+                let pin =
+                    match numbered.and_then(|n| listed.get(n).copied().flatten()) {
+                        Some(pin) => Some(pin.id),
+                        None if typed == EXPIRED => None,
+                        None => Some(typed.parse().map_err(|_| {
+                            (0, format!("a number below, a pin's id, or {EXPIRED}"))
                         })?),
-                    },
-                })
+                    };
+                Ok(Intent::UnpinSnapshot { snapshot, pin })
             }
             About::Restore(snapshot) => Ok(Intent::Restore {
                 snapshot,
@@ -262,9 +287,11 @@ pub fn event(
 /// Draws it.
 pub fn draw(app: &App, form: &Form, area: Rect, buf: &mut Buffer) -> Option<Position> {
     let theme = app.theme;
-    let height = 2 * form.fields.len() as u16 + 6;
+    let listed = form.listed();
+    let height = 2 * form.fields.len() as u16 + 6 + listed.len() as u16;
     let inner = popup((72, height), &form.title, area, buf, theme);
     let mut cursor = None;
+    let count = form.fields.len() as u16;
     let label = 13.min(inner.width / 3);
     for (i, field) in form.fields.iter().enumerate() {
         let y = inner.y + 1 + 2 * i as u16;
@@ -292,6 +319,18 @@ pub fn draw(app: &App, form: &Form, area: Rect, buf: &mut Buffer) -> Option<Posi
                 text::fit(field.help, at.width),
                 at.width as usize,
                 theme.role(Role::Dim),
+            );
+        }
+    }
+    for (line, y) in listed.iter().zip(inner.y + 1 + 2 * count..) {
+        if y < inner.y + inner.height {
+            let shown = text::fit(line, inner.width.saturating_sub(label));
+            buf.set_stringn(
+                inner.x + label,
+                y,
+                shown,
+                inner.width as usize,
+                theme.role(Role::Text),
             );
         }
     }
@@ -323,6 +362,7 @@ pub fn draw(app: &App, form: &Form, area: Rect, buf: &mut Buffer) -> Option<Posi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::ids::PinId;
 
     #[test]
     fn a_form_says_which_answer_is_missing() {
@@ -357,7 +397,12 @@ mod tests {
             })
         );
         let pin = |typed: &str| {
-            let mut form = Form::unpin(SnapshotId(7), "nightly", Some(PinId(9)));
+            let pins = [90, 80].map(|id| Pin {
+                id: PinId(id),
+                expires: None,
+            });
+            let mut form = Form::unpin(SnapshotId(7), "nightly", &pins);
+            assert_eq!(form.listed()[1], "2  80  never expires");
             form.fields[0].input = Input::new(typed.into());
             form.intent().map_err(|e| e.0)
         };
@@ -367,6 +412,8 @@ mod tests {
                 pin,
             })
         };
+        assert_eq!(pin("2"), off(Some(PinId(80))));
+        assert_eq!(pin("90"), off(Some(PinId(90))));
         assert_eq!(pin("9"), off(Some(PinId(9))));
         assert_eq!(pin("expired"), off(None));
         assert_eq!(pin("all"), Err(0));

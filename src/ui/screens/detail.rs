@@ -48,7 +48,10 @@ pub fn lines(app: &App, kind: Kind, id: &RowId, now: UnixMs) -> Vec<Line> {
         out.extend(job_words::lines(app, job, now));
         out.push(Line::blank());
     }
-    for (title, fields) in sections {
+    // The answer says them better, once it is there.
+    let answered = matches!(id, RowId::Snapshot(_)) && app.history.page().tree.shown().is_some();
+    let said = |title: &str| answered && ["Pins", "Boundary"].contains(&title);
+    for (title, fields) in sections.into_iter().filter(|(title, _)| !said(title)) {
         out.push(Line::heading(if title == "Row" {
             cells::spec(kind).title
         } else {
@@ -68,7 +71,6 @@ pub fn lines(app: &App, kind: Kind, id: &RowId, now: UnixMs) -> Vec<Line> {
         out.push(Line::blank());
     }
     if let RowId::Snapshot(_) = id {
-        out.push(Line::heading("Pins, verification, files"));
         out.extend(tree(app, "reading metadata and manifests …"));
         out.push(Line::blank());
     }
