@@ -24,8 +24,8 @@ use falconer::engine::meta::{Span, Txn, Write};
 use falconer::engine::model::data::Pin;
 use falconer::engine::model::gc::{self, Rule, Verdict};
 use falconer::engine::model::holds::{
-    BuildFacts, ChannelFacts, Facts, Owner, Reason, Reference, SegmentFacts, SnapshotFacts,
-    Tolerances, Work, World as Known,
+    BuildFacts, ChannelFacts, Facts, Owner, Reason, Reference, SegmentFacts, SnapshotFacts, Work,
+    World as Known,
 };
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::model::references::{Collecting, Extent};
@@ -671,9 +671,10 @@ fn facts(
     cps: &[u64; 3],
     work: Option<usize>,
 ) -> Known {
-    let mut world = Facts::default();
-    world.now = NOW;
-    world.tolerances = Tolerances::default();
+    let mut world = Facts {
+        now: NOW,
+        ..Facts::default()
+    };
     world
         .indexes
         .insert(CollectionId(1), BTreeSet::from([IndexId(1)]));

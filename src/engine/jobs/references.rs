@@ -159,7 +159,9 @@ pub async fn names(
             None => None,
         };
         let paths = sources_of(segment, declared, root)?;
-        paths.iter().for_each(|path| each(path.to_key(root)));
+        for path in &paths {
+            each(path.to_key(root));
+        }
         Ok(())
     })
     .await

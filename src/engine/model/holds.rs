@@ -133,7 +133,6 @@ impl World {
     }
 
     /// Builds of a segment.
-    #[must_use]
     pub fn builds_of(&self, segment: SegmentId) -> impl Iterator<Item = BuildId> + '_ {
         self.lookup.rows.get(segment)
     }

@@ -331,13 +331,17 @@ impl Index {
         self.entries.values()
     }
 
-    /// Whether the references of every snapshot are known whole: what milvus asks as "is ref index loaded".
+    /// Whether the references of every snapshot are known whole: what Milvus asks as "is ref index loaded".
     #[must_use]
     pub fn is_loaded(&self) -> bool {
-        self.known
-            && self.entries.values().all(
-                |e| matches!(&e.status, Status::Loaded { refs, .. } if refs.extent == Extent::Files),
-            )
+        self.known && self.read() == self.entries.len()
+    }
+
+    /// How many have been read whole.
+    #[must_use]
+    pub fn read(&self) -> usize {
+        let whole = |e: &&Entry| matches!(&e.status, Status::Loaded { refs, .. } if refs.extent == Extent::Files);
+        self.entries.values().filter(whole).count()
     }
 
     /// Whether every snapshot has been looked at: nothing is left to read now but what failed.
