@@ -322,7 +322,7 @@ pub enum GcCommand {
         #[command(flatten)]
         out: OutputArgs,
     },
-    /// Whether it is known what each snapshot refers to, and what is kept because it is not. Reads every manifest.
+    /// What each snapshot refers to, and which garbage is kept where that cannot be read.
     References {
         /// Only snapshots of this collection.
         #[arg(short, long)]
