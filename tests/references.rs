@@ -16,6 +16,7 @@ use falconer::engine::ids::{BuildId, ObjectKey, SegmentId, UnixMs};
 use falconer::engine::jobs::references::{Keeper, read};
 use falconer::engine::meta::embedded::EmbeddedStore;
 use falconer::engine::model::blocked::blocked;
+use falconer::engine::model::facts::Tolerances;
 use falconer::engine::model::health::{self, Rule};
 use falconer::engine::model::references::{Extent, Index, Record, Status};
 use falconer::engine::model::resource::View;
@@ -242,6 +243,7 @@ async fn on_disk(world: &World, dir: &Path) -> Profile {
         }),
         roots: Roots::default(),
         access: Access::ReadOnly,
+        gc: Tolerances::default(),
     }
 }
 

@@ -66,6 +66,7 @@ struct World {
     read_only: Option<String>,
     is_embedded: bool,
     keeper: Keeper,
+    tolerances: Tolerances,
 }
 
 impl Engine {
@@ -116,6 +117,7 @@ impl Engine {
             read_only: place.read_only.clone(),
             is_embedded,
             keeper,
+            tolerances: profile.gc,
         };
         tokio::spawn(world.run(source, asked));
         Ok(Handle {
@@ -229,7 +231,7 @@ impl World {
                 self.objects.read().cloned(),
                 self.roots.clone(),
                 self.shown.clock.clone(),
-                registry(&self.keeper),
+                self.registry(),
             ),
             meta,
             objects: self.objects.clone(),
@@ -254,6 +256,19 @@ impl World {
         }
     }
 
+    /// What can be planned, and run where writing is allowed.
+    fn registry(&self) -> Registry {
+        Registry::default()
+            .with(jobs::restore::Restore::default())
+            .with(jobs::gc::Gc::new(self.tolerances, self.keeper.clone()))
+            .with(jobs::snapshot_create::CreateSnapshot)
+            .with(jobs::snapshot_drop::DropSnapshot)
+            .with(jobs::snapshot_pin::PinSnapshot)
+            .with(jobs::snapshot_unpin::UnpinSnapshot)
+            .with(jobs::snapshot_verify::VerifySnapshot)
+            .with(jobs::demo::Demo)
+    }
+
     /// The one holder of the writers (law 2). `None` when this attach may not write.
     fn runner(&self, meta: &Meta) -> Option<RunnerHandle> {
         let (Meta::Write(_, meta), Objects::Write(_, objects)) = (meta, &self.objects) else {
@@ -268,7 +283,7 @@ impl World {
             actor: actor(),
             embedded: self.is_embedded,
         });
-        Some(Runner::start(executor, registry(&self.keeper)))
+        Some(Runner::start(executor, self.registry()))
     }
 
     /// Passes the jobs on, and tells each end once.
@@ -297,19 +312,6 @@ impl World {
             }
         }
     }
-}
-
-/// What can be planned, and run where writing is allowed.
-fn registry(references: &Keeper) -> Registry {
-    Registry::default()
-        .with(jobs::restore::Restore::default())
-        .with(jobs::gc::Gc::new(Tolerances::default(), references.clone()))
-        .with(jobs::snapshot_create::CreateSnapshot)
-        .with(jobs::snapshot_drop::DropSnapshot)
-        .with(jobs::snapshot_pin::PinSnapshot)
-        .with(jobs::snapshot_unpin::UnpinSnapshot)
-        .with(jobs::snapshot_verify::VerifySnapshot)
-        .with(jobs::demo::Demo)
 }
 
 /// Everything under the root: what the catalog is made of.
