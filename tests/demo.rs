@@ -17,6 +17,7 @@ use falconer::engine::ids::{BuildId, IndexId, JobId, MetaKey, PartitionId, Segme
 use falconer::engine::meta::embedded::EmbeddedReader;
 use falconer::engine::meta::{KeyValue, MetaRead, Span};
 use falconer::engine::model::catalog::Catalog;
+use falconer::engine::model::facts::Tolerances;
 use falconer::engine::model::jobs::{JobInfo, JobKind, JobState, JobsView};
 use falconer::engine::plan::{Intent, Plan};
 use falconer::engine::profile::{Access, MetaProfile, ObjectKind, ObjectProfile, Profile, Roots};
@@ -44,6 +45,7 @@ fn profile(dir: &Path) -> Profile {
             ..Roots::default()
         },
         access: Access::ReadWrite,
+        gc: Tolerances::default(),
     }
 }
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use falconer::engine::clock::SeededEntropy;
 use falconer::engine::error::{Error, ErrorKind, Result};
 use falconer::engine::format::keys::{Family, Key};
+use falconer::engine::format::paths::ObjPath;
 use falconer::engine::format::{pb, snapshot};
 use falconer::engine::ids::{
     BuildId, CollectionId, DbId, IndexId, JobId, KeyPrefix, ObjectKey, SegmentId, SnapshotId, Tso,
@@ -23,10 +24,11 @@ use falconer::engine::meta::{Span, Txn, Write};
 use falconer::engine::model::data::Pin;
 use falconer::engine::model::gc::{self, Rule, Verdict};
 use falconer::engine::model::holds::{
-    BuildFacts, ChannelFacts, Owner, Reason, Reference, References, SegmentFacts, SnapshotFacts,
-    Tolerances, Work, World as Facts,
+    BuildFacts, ChannelFacts, Facts, Owner, Reason, Reference, SegmentFacts, SnapshotFacts, Work,
+    World as Known,
 };
 use falconer::engine::model::jobs::{JobInfo, JobState};
+use falconer::engine::model::references::{Collecting, Extent};
 use falconer::engine::plan::execute::{Executor, Parts};
 use falconer::engine::plan::{Intent, Plan};
 use object_store::path::Path;
@@ -647,7 +649,7 @@ struct Shot {
 }
 
 fn shot() -> impl Strategy<Value = Shot> {
-    (0..5_i32, 0..3_u8, any::<bool>(), 0..8_000_000_i64).prop_map(
+    (0..5_i32, 0..4_u8, any::<bool>(), 0..8_000_000_i64).prop_map(
         |(state, loaded, pinned, age_ms)| Shot {
             state,
             loaded,
@@ -668,10 +670,11 @@ fn facts(
     marks: [u8; 3],
     cps: &[u64; 3],
     work: Option<usize>,
-) -> Facts {
-    let mut world = Facts::default();
-    world.now = NOW;
-    world.tolerances = Tolerances::default();
+) -> Known {
+    let mut world = Facts {
+        now: NOW,
+        ..Facts::default()
+    };
     world
         .indexes
         .insert(CollectionId(1), BTreeSet::from([IndexId(1)]));
@@ -697,7 +700,6 @@ fn facts(
                 dropped: r.dropped,
                 dropped_at: (r.ago_ms > 0).then(|| UnixNs((NOW.0 - r.ago_ms) * 1_000_000)),
                 dml: Tso(r.dml),
-                compacted: false,
                 from: r
                     .parent
                     .map(|p| SegmentId(100 + number(p)))
@@ -705,6 +707,7 @@ fn facts(
                     .collect(),
                 l0: false,
                 rows: r.rows,
+                field_indexes: Vec::new(),
             },
         );
         let build = BuildId(200 + number(i));
@@ -721,13 +724,13 @@ fn facts(
         );
     }
     for (n, s) in shots.iter().enumerate() {
-        let mut refs = References::default();
+        let mut refs = Collecting::default();
         for (i, r) in rolls.iter().enumerate() {
             if usize::from(r.in_snapshot) == n {
-                refs.segments.insert(SegmentId(100 + number(i)));
+                refs.segment(SegmentId(100 + number(i)));
             }
             if usize::from(r.build_in_snapshot) == n {
-                refs.builds.insert(BuildId(200 + number(i)));
+                refs.build(BuildId(200 + number(i)));
             }
         }
         world.snapshots.push(SnapshotFacts {
@@ -747,7 +750,9 @@ fn facts(
             reference: match s.loaded {
                 0 => Reference::NotLoaded,
                 1 => Reference::Failed("no".into()),
-                _ => Reference::Loaded(Arc::new(refs)),
+                // Ids alone hold, and allow nothing.
+                2 => Reference::Loaded(Arc::new(refs.done(Extent::Ids))),
+                _ => Reference::Loaded(Arc::new(refs.done(Extent::Files))),
             },
         });
     }
@@ -789,7 +794,7 @@ proptest! {
                 for (n, s) in shots.iter().enumerate() {
                     let mine = usize::from(r.in_snapshot) == n || usize::from(r.build_in_snapshot) == n;
                     let committed = !matches!(s.state, 1 | 3);
-                    prop_assert!(!(committed && s.loaded != 2), "an unreadable snapshot");
+                    prop_assert!(!(committed && s.loaded != 3), "an unreadable snapshot");
                     prop_assert!(!(committed && mine), "a snapshot's segment");
                     prop_assert!(!(s.state == 1 && s.age_ms < 3_600_000), "a snapshot in the making");
                 }
@@ -806,21 +811,24 @@ proptest! {
                 prop_assert!(r.dropped || r.row_deleted, "a live index");
                 for (n, s) in shots.iter().enumerate() {
                     let committed = !matches!(s.state, 1 | 3);
-                    prop_assert!(!(committed && s.loaded != 2), "an unreadable snapshot");
+                    prop_assert!(!(committed && s.loaded != 3), "an unreadable snapshot");
                     prop_assert!(!(committed && usize::from(r.build_in_snapshot) == n), "a snapshot's build");
                 }
             }
             // An object is never freer than its segment.
             let owner = Owner { collection: Some(CollectionId(1)), segment: Some(id), ..Owner::default() };
             let key = ObjectKey(format!("files/insert_log/1/1/{id}/100/1"));
-            let object = gc::object(&world, &owner, &key, UnixMs(0));
+            let object = gc::object(&world, &ObjPath::parse("files", &key.0), &key, UnixMs(1));
+            prop_assert_eq!(object.collects(), world.holds_object(&owner, &key, UnixMs(1)).is_empty());
             prop_assert!(!object.collects() || gc::segment(&world, id).collects());
             // Unknown owners: any snapshot that cannot be read blocks.
-            let blind = gc::object(&world, &Owner { build: Some(BuildId(9)), ..Owner::default() }, &key, UnixMs(0));
+            let key = ObjectKey("files/index_files/9/1/1/8/HNSW_0".into());
+            let blind = gc::object(&world, &ObjPath::parse("files", &key.0), &key, UnixMs(1));
             if blind.collects() {
-                prop_assert!(shots.iter().all(|s| matches!(s.state, 1 | 3) || s.loaded == 2));
+                prop_assert!(shots.iter().all(|s| matches!(s.state, 1 | 3) || s.loaded == 3));
             }
-            let nobody = gc::object(&world, &Owner::default(), &key, UnixMs(0));
+            let key = ObjectKey("files/mine".into());
+            let nobody = gc::object(&world, &ObjPath::parse("files", &key.0), &key, UnixMs(1));
             prop_assert!(!nobody.collects(), "an object of no known kind");
         }
         for (n, s) in shots.iter().enumerate() {
@@ -850,7 +858,7 @@ fn holds_say_who_and_until_when() {
     };
     let s = Shot {
         state: 2,
-        loaded: 2,
+        loaded: 3,
         pinned: true,
         age_ms: 0,
     };

@@ -15,7 +15,8 @@ use falconer::engine::format::keys::{Family, Key};
 use falconer::engine::format::pb;
 use falconer::engine::ids::{CollectionId, MetaKey, MetaRev, PartitionId, SegmentId};
 use falconer::engine::jobs::gc::Gc;
-use falconer::engine::jobs::gc_scan::scan;
+use falconer::engine::jobs::gc_scan::{Need, Wants, scan};
+use falconer::engine::jobs::references::Keeper;
 use falconer::engine::jobs::registry::Registry;
 use falconer::engine::jobs::restore_source::Reads;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
@@ -304,15 +305,18 @@ async fn a_scan_is_of_one_revision() {
         objects: &stores.read,
         roots: &roots,
     };
-    let then = scan(&reads, NOW, Tolerances::default(), None)
-        .await
-        .unwrap();
+    let wants = Wants {
+        cutoff: NOW,
+        tolerances: Tolerances::default(),
+        me: None,
+        need: Need::All,
+    };
+    let keeper = Keeper::default();
+    let then = scan(&reads, &keeper, &*stores.clock, wants).await.unwrap();
     assert!(meta.done.load(Ordering::SeqCst));
-    assert!(!then.segments.is_empty());
+    assert!(!then.world.segments.is_empty());
     assert_eq!(then.unreadable, Vec::<String>::new());
-    let now = scan(&reads, NOW, Tolerances::default(), None)
-        .await
-        .unwrap();
+    let now = scan(&reads, &keeper, &*stores.clock, wants).await.unwrap();
     assert_eq!(now.unreadable.len(), 1, "written after the first look");
 }
 

@@ -21,6 +21,7 @@ use falconer::engine::meta::MetaRead;
 use falconer::engine::meta::etcd::EtcdStore;
 use falconer::engine::meta::{Event, RangeOpts, Span};
 use falconer::engine::model::catalog::Catalog;
+use falconer::engine::model::facts::Tolerances;
 use falconer::engine::profile::{Access, EtcdProfile, MetaProfile, Profile, Roots};
 use support::lab::{self, LabKey};
 use support::servers::{Etcd, EtcdVersion, Nobody};
@@ -38,6 +39,7 @@ async fn open(endpoint: String) -> Handle {
         objects: None,
         roots: Roots::default(),
         access: Access::ReadOnly,
+        gc: Tolerances::default(),
     };
     Engine::open(
         profile,

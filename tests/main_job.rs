@@ -24,6 +24,7 @@ use falconer::engine::meta::embedded::EmbeddedStore;
 use falconer::engine::meta::etcd::EtcdStore;
 use falconer::engine::meta::{KeyValue, MetaWrite};
 use falconer::engine::model::catalog::Catalog;
+use falconer::engine::model::facts::Tolerances;
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::plan::{Intent, Plan};
 use falconer::engine::profile::{
@@ -84,6 +85,7 @@ impl Place {
                 }),
                 roots: Roots::default(),
                 access: Access::ReadWrite,
+                gc: Tolerances::default(),
             },
             bucket,
             args: vec!["--data-dir".into(), dir.path().display().to_string()],
@@ -147,6 +149,7 @@ impl Place {
                 }),
                 roots: Roots::default(),
                 access: Access::ReadWrite,
+                gc: Tolerances::default(),
             },
             bucket: Arc::new(s3.bucket(bucket)),
             args,

@@ -12,6 +12,7 @@ use falconer::engine::model::catalog::Catalog;
 use falconer::engine::model::health;
 use falconer::engine::model::jobs::JobsView;
 use falconer::engine::model::overview::overview;
+use falconer::engine::model::references::Index;
 use falconer::engine::model::resource::{self, Cell, Kind, Link, Scope, View};
 use proptest::prelude::*;
 use support::lab;
@@ -40,10 +41,17 @@ fn from_scratch(keys: &[KeyValue]) -> Catalog {
 /// The capture was taken then.
 const TAKEN: UnixMs = UnixMs(1_795_427_098_540);
 
+/// Without a bucket nothing is known of any snapshot's files.
+fn unread() -> &'static Index {
+    static NONE: std::sync::OnceLock<Index> = std::sync::OnceLock::new();
+    NONE.get_or_init(Index::default)
+}
+
 fn view<'a>(catalog: &'a Catalog, jobs: &'a JobsView) -> View<'a> {
     View {
         catalog,
         jobs,
+        references: unread(),
         now: TAKEN,
     }
 }

@@ -15,6 +15,7 @@ use falconer::engine::clock::{SystemClock, SystemEntropy};
 use falconer::engine::error::{Error, ErrorKind};
 use falconer::engine::handle::{Conn, Handle, Reply, Request};
 use falconer::engine::ids::CollectionId;
+use falconer::engine::model::facts::Tolerances;
 use falconer::engine::model::jobs::JobState;
 use falconer::engine::plan::{Intent, Plan};
 use falconer::engine::profile::{Access, MetaProfile, ObjectKind, ObjectProfile, Profile, Roots};
@@ -90,6 +91,7 @@ fn profile(file: PathBuf, objects: Option<ObjectProfile>) -> Profile {
         objects,
         roots: Roots::default(),
         access: Access::ReadOnly,
+        gc: Tolerances::default(),
     }
 }
 
@@ -191,6 +193,7 @@ async fn who_reads_a_file_along_sees_the_jobs_of_who_writes_it() {
         }),
         roots: Roots::default(),
         access,
+        gc: Tolerances::default(),
     };
     let mut writer = open(at(Access::ReadWrite)).await;
     whole(&mut writer).await;

@@ -21,6 +21,7 @@ use falconer::engine::meta::KeyValue;
 use falconer::engine::meta::embedded::EmbeddedStore;
 use falconer::engine::model::catalog::Catalog;
 use falconer::engine::model::data::Collection;
+use falconer::engine::model::facts::Tolerances;
 use falconer::engine::profile::{Access, EtcdProfile, MetaProfile, Profile, Roots};
 use serde_json::Value;
 use support::lab;
@@ -33,6 +34,7 @@ fn profile(meta: MetaProfile) -> Profile {
         objects: None,
         roots: Roots::default(),
         access: Access::ReadOnly,
+        gc: Tolerances::default(),
     }
 }
 

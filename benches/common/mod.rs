@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use falconer::engine::clock::{Clock, Entropy, SystemClock, SystemEntropy};
+use falconer::engine::model::facts::Tolerances;
 use falconer::engine::profile::{
     Access, EtcdProfile, MetaProfile, Profile, REQUEST_TIMEOUT, Roots,
 };
@@ -114,6 +115,7 @@ pub fn profile(endpoint: &str) -> Profile {
         objects: None,
         roots: Roots::default(),
         access: Access::ReadOnly,
+        gc: Tolerances::default(),
     }
 }
 

@@ -322,6 +322,15 @@ pub enum GcCommand {
         #[command(flatten)]
         out: OutputArgs,
     },
+    /// What each snapshot refers to, and which garbage is kept where that cannot be read.
+    References {
+        /// Only snapshots of this collection.
+        #[arg(short, long)]
+        collection: Option<String>,
+        /// Output format.
+        #[command(flatten)]
+        out: OutputArgs,
+    },
     /// Run one pass.
     Run {
         /// Which.
@@ -467,7 +476,7 @@ impl Command {
                 | SnapshotCommand::Pins { .. },
             )
             | Self::Restore(RestoreCommand::List { .. })
-            | Self::Gc(GcCommand::Plan { .. }) => true,
+            | Self::Gc(GcCommand::Plan { .. } | GcCommand::References { .. }) => true,
             Self::Snapshot(
                 SnapshotCommand::Create { apply, .. }
                 | SnapshotCommand::Drop { apply, .. }

@@ -27,9 +27,11 @@ fn kind(name: &str) -> Result<Kind> {
 fn look<T>(handle: &Handle, with: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
     let catalog = handle.catalog.borrow().clone();
     let jobs = handle.jobs.borrow().clone();
+    let references = handle.references.borrow().clone();
     with(&View {
         catalog: &catalog,
         jobs: &jobs,
+        references: &references,
         now: handle.clock.now(),
     })
 }
@@ -352,11 +354,52 @@ pub async fn gc(
             output::plan(out, &plan, format.output)?;
             Ok(if plan.applicable() { 0 } else { 4 })
         }
+        GcCommand::References {
+            collection: name,
+            out: format,
+        } => references(handle, name.as_deref(), format.output, out).await,
         GcCommand::Run { scope, apply } => {
             let intent = intent(handle, &scope)?;
             jobs::apply(handle, intent, &apply, out).await
         }
     }
+}
+
+/// How often a long reading says how far it is.
+const WORD: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// `gc references`: 7 when a snapshot cannot be read.
+async fn references(
+    handle: &mut Handle,
+    of: Option<&str>,
+    format: Format,
+    out: &mut (dyn Write + Send),
+) -> Result<u8> {
+    let of = of.map(|name| collection(handle, name)).transpose()?;
+    if handle.place.bucket == "none" {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "what snapshots refer to stands in the bucket, and none is configured",
+        )
+        .fix("name it, e.g. --bucket s3://NAME/ROOT or --bucket file:///FOLDER"));
+    }
+    let clock = handle.clock.clone();
+    loop {
+        let index = handle.references.borrow_and_update().clone();
+        if index.is_settled() {
+            break;
+        }
+        tokio::select! {
+            changed = handle.references.changed() => if changed.is_err() {
+                return Err(jobs::unexpected());
+            },
+            () = clock.sleep(WORD) => {
+                let (read, all) = (index.read(), index.entries().count());
+                let _ = writeln!(std::io::stderr(), "falconer: {read} of {all} snapshots are read");
+            }
+        }
+    }
+    look(handle, |view| output::references(out, view, of, format))
 }
 
 /// `doctor`: 7 when a check failed.

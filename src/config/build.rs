@@ -10,6 +10,7 @@ use super::keys::{self, nearest};
 use super::origin::{Layers, Origin, Value, without_password};
 use super::{Resolved, Sources};
 use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::model::facts::Tolerances;
 use crate::engine::profile::{
     Access, EtcdProfile, MetaProfile, ObjectKind, ObjectProfile, Profile, Roots, S3Profile,
     TlsProfile,
@@ -90,11 +91,21 @@ pub(super) fn build(sources: Sources) -> Result<Resolved> {
             objects,
             roots,
             access,
+            gc: tolerances(&mut layers)?,
         },
         origins: layers.into_settings(),
         color: sources.color.clone(),
         notes,
         sources,
+    })
+}
+
+/// What Milvus's own collector waits for (`spec/snapshot.md` §7): tolerances in seconds, the snapshot's timeout in minutes.
+fn tolerances(layers: &mut Layers) -> Result<Tolerances> {
+    Ok(Tolerances {
+        drop_ms: layers.span_ms("dataCoord.gc.dropTolerance", 1_000)?,
+        missing_ms: layers.span_ms("dataCoord.gc.missingTolerance", 1_000)?,
+        pending_ms: layers.span_ms("dataCoord.snapshot.pendingTimeout", 60_000)?,
     })
 }
 

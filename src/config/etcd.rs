@@ -6,7 +6,13 @@ use super::keys;
 use super::origin::{Layer, Origin, Value};
 
 /// The sections that are still open once etcd has been reached.
-const SECTIONS: [&str; 3] = ["minio.", "common.storageType", "localStorage."];
+const SECTIONS: [&str; 5] = [
+    "minio.",
+    "common.storageType",
+    "localStorage.",
+    "dataCoord.gc.",
+    "dataCoord.snapshot.",
+];
 
 /// Reads the overlay. Spellings vary (`minio.bucketName`, `minio/bucketName`, `miniobucketname`); two spellings of one key
 /// race inside Milvus, so that is noted and the normalised one, which Milvus itself writes since 2.6, is taken.

@@ -60,6 +60,9 @@ pub(super) const KEYS: &[Key] = &[
     key("minio.region", ""),
     key("minio.useVirtualHost", "false"),
     key("minio.requestTimeoutMs", "10000"),
+    key("dataCoord.gc.dropTolerance", "10800"),
+    key("dataCoord.gc.missingTolerance", "86400"),
+    key("dataCoord.snapshot.pendingTimeout", "60"),
 ];
 
 /// Finds a key by Milvus's dotted name.

@@ -168,7 +168,7 @@ impl Resolved {
     }
 
     /// Lays etcd's dynamic configuration under what was resolved: keys and values as read under
-    /// [`Resolved::etcd_config_prefix`]. Only `minio.*`, `common.storageType` and `localStorage.path` are taken; where
+    /// [`Resolved::etcd_config_prefix`]. Only `minio.*`, `common.storageType`, `localStorage.path` and `dataCoord.{gc,snapshot}.*` are taken; where
     /// etcd is was needed to read them.
     pub fn with_etcd_config(self, pairs: &[(String, String)]) -> Result<Self> {
         let prefix = self.etcd_config_prefix();

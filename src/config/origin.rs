@@ -141,6 +141,15 @@ impl Layers {
         truth(&value.text).ok_or_else(|| value.wrong(name, "true or false"))
     }
 
+    /// A length of time in units of `unit_ms` milliseconds, as Milvus reads it: a whole number, 0 for none. Answers milliseconds.
+    pub(super) fn span_ms(&mut self, name: &'static str, unit_ms: i64) -> Result<i64> {
+        let value = self.get(name);
+        let number = value.text.trim().parse::<i64>().ok().filter(|n| *n >= 0);
+        number
+            .and_then(|n| n.checked_mul(unit_ms))
+            .ok_or_else(|| value.wrong(name, "a whole number that is not below 0"))
+    }
+
     /// Milliseconds.
     pub(super) fn millis(&mut self, name: &'static str) -> Result<std::time::Duration> {
         let value = self.get(name);

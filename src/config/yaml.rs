@@ -13,7 +13,14 @@ use crate::engine::error::{Error, ErrorKind, Result};
 const FILES: [&str; 4] = ["milvus.yaml", "_test.yaml", "default.yaml", "user.yaml"];
 
 /// Sections that hold keys we read.
-const SECTIONS: [&str; 5] = ["etcd", "metastore", "common", "localStorage", "minio"];
+const SECTIONS: [&str; 6] = [
+    "etcd",
+    "metastore",
+    "common",
+    "localStorage",
+    "minio",
+    "dataCoord",
+];
 
 /// Deepest nesting that is read.
 const DEPTH: usize = 64;

@@ -10,6 +10,7 @@ use super::error::{Error, ErrorKind, Result};
 use super::ids::{JobId, MetaKey, MetaRev, UnixMs};
 use super::model::catalog::Catalog;
 use super::model::jobs::JobsView;
+use super::model::references::Index;
 use super::plan::{Intent, Plan};
 
 /// The connection, as the header shows it.
@@ -146,6 +147,8 @@ pub struct Handle {
     pub catalog: watch::Receiver<Arc<Catalog>>,
     /// Our jobs.
     pub jobs: watch::Receiver<Arc<JobsView>>,
+    /// What each snapshot refers to, and whether that is known: whatever is not known, holds.
+    pub references: watch::Receiver<Arc<Index>>,
     /// The connection.
     pub conn: watch::Receiver<Conn>,
     /// What happened.

@@ -16,6 +16,7 @@ pub mod model;
 pub mod objects;
 pub mod plan;
 pub mod profile;
+mod references;
 mod serve;
 mod snapshot_detail;
 
@@ -31,15 +32,18 @@ use error::Result;
 use handle::{Conn, Envelope, Handle};
 use ids::{JobId, KeyPrefix};
 use jobs::planner::Planner;
+use jobs::references::Keeper;
 use jobs::registry::Registry;
 use jobs::runner::{Runner, RunnerHandle, look_on};
 use live::{Live, Shown};
 use meta::Span;
 use meta::reflector::Reflector;
 use model::catalog::Catalog;
+use model::facts::Tolerances;
 use model::jobs::{JobState, JobsView};
 use plan::execute::{Executor, Parts};
 use profile::{Access, Profile, Roots};
+use references::Follower;
 use serve::Server;
 
 /// Requests that may wait.
@@ -61,6 +65,8 @@ struct World {
     entropy: Arc<dyn Entropy>,
     read_only: Option<String>,
     is_embedded: bool,
+    keeper: Keeper,
+    tolerances: Tolerances,
 }
 
 impl Engine {
@@ -95,6 +101,8 @@ impl Engine {
         let why = None;
         let (conn, conn_seen) = watch::channel(Conn::Connecting { attempt: 1, why });
         let (notices, _) = broadcast::channel(NOTICES);
+        let keeper = Keeper::default();
+        let references = keeper.watch();
         let world = World {
             shown: Shown {
                 catalog,
@@ -108,12 +116,15 @@ impl Engine {
             entropy,
             read_only: place.read_only.clone(),
             is_embedded,
+            keeper,
+            tolerances: profile.gc,
         };
         tokio::spawn(world.run(source, asked));
         Ok(Handle {
             requests,
             catalog: seen,
             jobs: jobs_seen,
+            references,
             conn: conn_seen,
             notices,
             place: Arc::new(place),
@@ -138,7 +149,9 @@ impl World {
                             .send_replace(Conn::Connecting { attempt, why });
                     }
                 }
+                let references = self.follow_references();
                 self.serve(Meta::Read(store), asked).await;
+                references.abort();
                 return;
             }
             Source::Etcd(etcd, access) => {
@@ -158,8 +171,30 @@ impl World {
         let reflector = Reflector::new(meta.read(), span(&self.roots), clock, entropy);
         let live = Live::new(self.shown.clone(), self.roots.clone());
         let following = tokio::spawn(live.follow(reflector.start()));
+        let references = self.follow_references();
         self.serve(meta, asked).await;
+        references.abort();
         following.abort();
+    }
+
+    /// Keeps what snapshots refer to; without a bucket nothing of it is known.
+    fn follow_references(&self) -> tokio::task::JoinHandle<()> {
+        let objects = self.objects.read().cloned();
+        let (keeper, shown) = (self.keeper.clone(), &self.shown);
+        let (catalog, conn) = (shown.catalog.subscribe(), shown.conn.subscribe());
+        let clock = shown.clock.clone();
+        tokio::spawn(async move {
+            if let Some(objects) = objects {
+                let follower = Follower {
+                    keeper,
+                    objects,
+                    catalog,
+                    conn,
+                    clock,
+                };
+                follower.run().await;
+            }
+        })
     }
 
     /// Connects, trying again for as long as somebody waits.
@@ -196,7 +231,7 @@ impl World {
                 self.objects.read().cloned(),
                 self.roots.clone(),
                 self.shown.clock.clone(),
-                registry(),
+                self.registry(),
             ),
             meta,
             objects: self.objects.clone(),
@@ -221,6 +256,19 @@ impl World {
         }
     }
 
+    /// What can be planned, and run where writing is allowed.
+    fn registry(&self) -> Registry {
+        Registry::default()
+            .with(jobs::restore::Restore::default())
+            .with(jobs::gc::Gc::new(self.tolerances, self.keeper.clone()))
+            .with(jobs::snapshot_create::CreateSnapshot)
+            .with(jobs::snapshot_drop::DropSnapshot)
+            .with(jobs::snapshot_pin::PinSnapshot)
+            .with(jobs::snapshot_unpin::UnpinSnapshot)
+            .with(jobs::snapshot_verify::VerifySnapshot)
+            .with(jobs::demo::Demo)
+    }
+
     /// The one holder of the writers (law 2). `None` when this attach may not write.
     fn runner(&self, meta: &Meta) -> Option<RunnerHandle> {
         let (Meta::Write(_, meta), Objects::Write(_, objects)) = (meta, &self.objects) else {
@@ -235,7 +283,7 @@ impl World {
             actor: actor(),
             embedded: self.is_embedded,
         });
-        Some(Runner::start(executor, registry()))
+        Some(Runner::start(executor, self.registry()))
     }
 
     /// Passes the jobs on, and tells each end once.
@@ -264,19 +312,6 @@ impl World {
             }
         }
     }
-}
-
-/// What can be planned, and run where writing is allowed.
-fn registry() -> Registry {
-    Registry::default()
-        .with(jobs::restore::Restore::default())
-        .with(jobs::gc::Gc::default())
-        .with(jobs::snapshot_create::CreateSnapshot)
-        .with(jobs::snapshot_drop::DropSnapshot)
-        .with(jobs::snapshot_pin::PinSnapshot)
-        .with(jobs::snapshot_unpin::UnpinSnapshot)
-        .with(jobs::snapshot_verify::VerifySnapshot)
-        .with(jobs::demo::Demo)
 }
 
 /// Everything under the root: what the catalog is made of.

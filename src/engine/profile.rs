@@ -7,6 +7,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::format::mask;
+use super::model::facts::Tolerances;
 
 /// Everything the engine needs to attach.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub struct Profile {
     pub roots: Roots,
     /// Whether writing is allowed at all. A read-only engine is built without a writer.
     pub access: Access,
+    /// How long the cluster keeps what it has dropped: garbage collection is no quicker here.
+    pub gc: Tolerances,
 }
 
 /// Read only, or also write (which still needs a plan, a confirmation and the fence).

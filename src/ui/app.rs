@@ -16,6 +16,7 @@ use crate::engine::model::catalog::Catalog;
 use crate::engine::model::health::{self, Fault};
 use crate::engine::model::jobs::JobsView;
 use crate::engine::model::overview::{self, Overview};
+use crate::engine::model::references::Index;
 use crate::engine::model::resource::{self, Kind, RowId, Scope, Unit};
 
 use super::document;
@@ -35,6 +36,8 @@ pub enum Msg {
     Catalog(Arc<Catalog>),
     /// Our jobs moved.
     Jobs(Arc<JobsView>),
+    /// More, or less, is known of what snapshots refer to.
+    References(Arc<Index>),
     /// The connection changed.
     Conn(Conn),
     /// A fact.
@@ -121,6 +124,8 @@ pub struct App {
     pub catalog: Arc<Catalog>,
     /// Our jobs.
     pub jobs: Arc<JobsView>,
+    /// What snapshots refer to, as far as it is known.
+    pub references: Arc<Index>,
     /// Counts and faults of the overview, while it is on screen.
     pub summary: Option<Summary>,
     /// The connection.
@@ -161,6 +166,7 @@ impl App {
             place,
             catalog: Arc::default(),
             jobs: Arc::default(),
+            references: Arc::default(),
             summary: None,
             conn: Conn::Connecting {
                 attempt: 1,
@@ -188,6 +194,7 @@ impl App {
         World {
             catalog: Arc::clone(&self.catalog),
             jobs: Arc::clone(&self.jobs),
+            references: Arc::clone(&self.references),
             now,
         }
     }
@@ -469,6 +476,14 @@ pub fn update(app: &mut App, msg: Msg, now: UnixMs) -> Vec<Effect> {
             app.rows_old |= matches!(
                 app.history.page().place,
                 Place::List(Kind::Jobs, _) | Place::Overview
+            );
+            app.dirty = true;
+        }
+        Msg::References(references) => {
+            app.references = references;
+            app.rows_old |= matches!(
+                app.history.page().place,
+                Place::List(Kind::Snapshots, _) | Place::Overview
             );
             app.dirty = true;
         }

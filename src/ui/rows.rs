@@ -8,6 +8,7 @@ use crate::engine::ids::UnixMs;
 use crate::engine::model::catalog::Catalog;
 use crate::engine::model::columns::cell_of;
 use crate::engine::model::jobs::JobsView;
+use crate::engine::model::references::Index;
 use crate::engine::model::resource::{self, Cell, Kind, RowId, Scope, Tone};
 
 use super::cells;
@@ -50,6 +51,8 @@ pub struct World {
     pub catalog: Arc<Catalog>,
     /// Our jobs.
     pub jobs: Arc<JobsView>,
+    /// What snapshots refer to.
+    pub references: Arc<Index>,
     /// Time for ages.
     pub now: UnixMs,
 }
@@ -61,6 +64,7 @@ impl World {
         resource::View {
             catalog: &self.catalog,
             jobs: &self.jobs,
+            references: &self.references,
             now: self.now,
         }
     }

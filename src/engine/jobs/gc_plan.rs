@@ -6,17 +6,20 @@ use std::fmt;
 use futures::TryStreamExt;
 use serde::Serialize;
 
-use super::gc_scan::{Belongings, Scan};
+use super::belongings::{Names, owned};
+use super::gc_scan::Scan;
 use super::restore_source::Reads;
+use crate::engine::clock::Clock;
 use crate::engine::error::{Error, ErrorKind, Result};
-use crate::engine::format::paths::{ObjPath, ParsedPath};
+use crate::engine::format::paths::{ObjPath, ParsedPath, SegmentBase};
 use crate::engine::format::vchannel;
 use crate::engine::ids::{
-    BuildId, CollectionId, MetaRev, ObjectKey, SegmentId, SnapshotId, VChannel,
+    BuildId, CollectionId, IndexId, ObjectKey, SegmentId, SnapshotId, VChannel,
 };
 use crate::engine::model::gc::{self, Rule, Verdict};
 use crate::engine::model::holds::{Hold, Owner, Reason};
-use crate::engine::model::text::bytes;
+use crate::engine::model::references::mark;
+use crate::engine::model::text::{age, bytes};
 use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
 
 /// One thing that a rule looks at. Sorts in the order it is worked on.
@@ -27,6 +30,8 @@ pub enum Item {
     Segment(SegmentId),
     /// An index row.
     Build(BuildId),
+    /// An index definition.
+    Index(CollectionId, IndexId),
     /// A snapshot.
     Snapshot(SnapshotId),
     /// A channel checkpoint.
@@ -38,6 +43,7 @@ impl fmt::Display for Item {
         match self {
             Self::Segment(id) => write!(f, "segment {id}"),
             Self::Build(id) => write!(f, "index build {id}"),
+            Self::Index(c, id) => write!(f, "index {id} of collection {c}"),
             Self::Snapshot(id) => write!(f, "snapshot {id}"),
             Self::Checkpoint(channel) => write!(f, "checkpoint of {channel}"),
         }
@@ -51,6 +57,7 @@ impl Item {
         match self {
             Self::Segment(id) => gc::segment(&scan.world, *id),
             Self::Build(id) => gc::build(&scan.world, *id),
+            Self::Index(c, id) => gc::index(&scan.world, *c, *id),
             Self::Snapshot(id) => gc::snapshot(&scan.world, *id),
             Self::Checkpoint(channel) => gc::checkpoint(&scan.world, channel),
         }
@@ -62,6 +69,7 @@ impl Item {
         match self {
             Self::Segment(id) => scan.world.segments.get(id).map(|s| s.collection),
             Self::Build(id) => scan.world.builds.get(id).map(|b| b.collection),
+            Self::Index(c, _) => Some(*c),
             Self::Snapshot(id) => scan.snapshots.get(id).map(|(c, _)| *c),
             Self::Checkpoint(channel) => vchannel::collection(channel),
         }
@@ -106,29 +114,51 @@ impl Filter {
     }
 }
 
-/// Everything that could be collected, in order; live things included, they say why they stay.
-#[must_use]
-pub fn items(scan: &Scan, filter: &Filter) -> Vec<Item> {
-    let segments = scan.segments.keys().copied().map(Item::Segment);
-    // Rows of a segment go with it.
-    let builds = scan
-        .world
-        .builds
-        .values()
-        .filter(|row| {
-            !matches!(
-                gc::segment(&scan.world, row.segment),
-                Verdict::Collect { .. }
-            )
-        })
-        .map(|row| Item::Build(row.build));
+/// Everything that a rule looks at, in the order it is worked on; live things included, they say why they stay.
+fn each(scan: &Scan) -> impl Iterator<Item = Item> + '_ {
+    let world = &scan.world;
+    let segments = world.segments.keys().copied().map(Item::Segment);
+    let builds = world.builds.keys().copied().map(Item::Build);
+    let indexes = scan.definitions.keys().map(|(c, id)| Item::Index(*c, *id));
     let snapshots = scan.snapshots.keys().copied().map(Item::Snapshot);
     let checkpoints = scan.checkpoints.keys().cloned().map(Item::Checkpoint);
     segments
         .chain(builds)
+        .chain(indexes)
         .chain(snapshots)
         .chain(checkpoints)
+}
+
+/// Everything with its verdict, within a filter. Rows of a segment that goes are not among them: they go with it.
+pub fn judged<'a>(
+    scan: &'a Scan,
+    filter: &'a Filter,
+) -> impl Iterator<Item = (Item, Verdict)> + 'a {
+    each(scan)
         .filter(|item| filter.collection.is_none() || item.collection(scan) == filter.collection)
+        .filter_map(|item| {
+            let verdict = item.verdict(scan);
+            let with_segment = match (&item, &verdict) {
+                (Item::Build(id), Verdict::Collect { .. }) => scan
+                    .world
+                    .builds
+                    .get(id)
+                    .is_some_and(|row| gc::segment(&scan.world, row.segment).collects()),
+                _ => false,
+            };
+            (!with_segment).then_some((item, verdict))
+        })
+}
+
+/// What a pass takes, in order.
+#[must_use]
+pub fn takes(scan: &Scan, filter: &Filter) -> Vec<Item> {
+    judged(scan, filter)
+        .filter(|(_, verdict)| match verdict {
+            Verdict::Collect { rule } => filter.wants(*rule) && rule.deletes(),
+            Verdict::Keep(_) => false,
+        })
+        .map(|(item, _)| item)
         .collect()
 }
 
@@ -154,6 +184,8 @@ pub struct Simulation {
     pub kept: BTreeMap<Reason, Tally>,
     /// Examples for each reason: what and who.
     pub examples: BTreeMap<Reason, Vec<(String, Hold)>>,
+    /// Objects that go, some of them.
+    pub samples: Vec<String>,
     /// Orphans by name, some of them.
     pub orphans: Vec<(ObjectKey, u64)>,
     /// Bytes of all objects listed.
@@ -184,75 +216,79 @@ impl Simulation {
     }
 }
 
-/// Judges every record, then every object in the bucket.
-pub async fn simulate(reads: &Reads<'_>, scan: &Scan, filter: &Filter) -> Result<Simulation> {
+/// Judges every record, then every object in the bucket. What it holds does not grow with the objects that stay; each that goes takes
+/// 16 bytes.
+pub async fn simulate(
+    reads: &Reads<'_>,
+    scan: &Scan,
+    filter: &Filter,
+    clock: &dyn Clock,
+) -> Result<Simulation> {
     let mut out = Simulation::default();
-    let mut goes: BTreeMap<ObjectKey, Rule> = BTreeMap::new();
-    let mut folders: Vec<(String, Rule)> = Vec::new();
-    let mut snapshots: BTreeMap<SnapshotId, Rule> = BTreeMap::new();
-    for item in items(scan, filter) {
-        match item.verdict(scan) {
-            Verdict::Keep(holds) => out.keep(|| item.to_string(), &holds, None),
-            Verdict::Collect { rule } if filter.wants(rule) => {
-                if let Some(mine) = belongings(scan, &item) {
-                    goes.extend(mine.objects.iter().map(|key| (key.clone(), rule)));
-                    folders.extend(mine.folders.iter().map(|f| (format!("{}/", f.0), rule)));
-                }
-                if let Item::Snapshot(id) = &item {
-                    snapshots.insert(*id, rule);
-                }
-                out.by_rule.entry(rule).or_default().items += 1;
-                out.collect.push((item, rule));
-            }
-            Verdict::Collect { .. } => {}
-        }
-    }
+    let goes = records(reads, scan, filter, &mut out).await?;
     let root = reads.objects.root();
+    let began = clock.now();
     let mut listed = reads.objects.list(&ObjectKey(root.to_owned()), None);
     while let Some(object) = listed.try_next().await? {
+        // A verdict of an old listing is worth nothing, and the clock is cheap.
+        if !gc::is_fresh(began, clock.now()) {
+            return Err(Error::new(
+                ErrorKind::Limit,
+                format!(
+                    "listing the bucket takes longer than {}: what it says first is too old by its end",
+                    age(gc::LISTING_MS.unsigned_abs())
+                ),
+            )
+            .fix("plan for one collection or for the rules that need no listing, e.g. --rule dropped-segment"));
+        }
         out.bytes += object.size;
         let path = ObjPath::parse(root, &object.key.0);
-        let owner = match &path {
-            ParsedPath::Known(path) => path.owner(),
-            ParsedPath::Unknown => Owner::default(),
-        };
-        let rule = goes
-            .get(&object.key)
-            .copied()
-            .or_else(|| owner.snapshot.and_then(|id| snapshots.get(&id).copied()))
-            .or_else(|| {
-                let inside =
-                    |(folder, _): &&(String, Rule)| object.key.0.starts_with(folder.as_str());
-                folders.iter().find(inside).map(|(_, rule)| *rule)
-            });
-        if let Some(rule) = rule {
+        if let Some(rule) = goes.rule(root, &path, &object.key) {
             let tally = out.by_rule.entry(rule).or_default();
             tally.objects += 1;
             tally.bytes += object.size;
+            if rule.deletes() && out.samples.len() < SAMPLES {
+                out.samples.push(object.key.0);
+            }
             continue;
         }
-        if matches!(
-            path,
-            ParsedPath::Unknown | ParsedPath::Known(ObjPath::Opaque(..))
-        ) {
-            out.unknown.objects += 1;
-            out.unknown.bytes += object.size;
-            continue;
-        }
+        let known = match &path {
+            ParsedPath::Known(ObjPath::Opaque(..)) | ParsedPath::Unknown => {
+                out.unknown.objects += 1;
+                out.unknown.bytes += object.size;
+                continue;
+            }
+            ParsedPath::Known(known) => known,
+        };
+        let owner = known.owner();
         if filter.collection.is_some() && owner.collection != filter.collection {
             continue;
         }
-        match gc::object(&scan.world, &owner, &object.key, object.modified) {
+        // Most objects of a bucket; their verdict would be put into words for nobody.
+        if scan.world.is_live(&owner) && gc::superseded(&scan.world, known).is_none() {
+            continue;
+        }
+        match gc::object(&scan.world, &path, &object.key, object.modified) {
             Verdict::Keep(holds) => out.keep(String::new, &holds, Some(object.size)),
             // An object of a record that goes, but which the record does not name: the record's rule does not take it, and
             // without the record it is an orphan.
-            Verdict::Collect { .. } => {
-                let tally = out.by_rule.entry(Rule::Orphan).or_default();
+            Verdict::Collect { rule } => {
+                let rule = if rule.prefix().is_some() {
+                    rule
+                } else {
+                    Rule::Orphan
+                };
+                if !filter.wants(rule) {
+                    continue;
+                }
+                let tally = out.by_rule.entry(rule).or_default();
                 tally.items += 1;
                 tally.objects += 1;
                 tally.bytes += object.size;
-                if out.orphans.len() < SAMPLES {
+                if rule == Rule::Orphan && out.orphans.len() < SAMPLES {
                     out.orphans.push((object.key, object.size));
+                } else if rule != Rule::Orphan && out.samples.len() < SAMPLES {
+                    out.samples.push(object.key.0);
                 }
             }
         }
@@ -260,25 +296,137 @@ pub async fn simulate(reads: &Reads<'_>, scan: &Scan, filter: &Filter) -> Result
     Ok(out)
 }
 
-/// Records and objects of an item; snapshots and checkpoints have theirs elsewhere.
-#[must_use]
-pub fn belongings<'a>(scan: &'a Scan, item: &Item) -> Option<&'a Belongings> {
-    match item {
-        Item::Segment(id) => scan.segments.get(id),
-        Item::Build(id) => scan.builds.get(id),
-        Item::Snapshot(_) | Item::Checkpoint(_) => None,
+/// Objects that go with a record.
+#[derive(Default)]
+struct Goes {
+    /// By [`mark`], sorted. A wrong match would be counted, not deleted.
+    marks: Vec<(u64, Rule)>,
+    folders: BTreeMap<SegmentId, (SegmentBase, Rule)>,
+    snapshots: BTreeMap<SnapshotId, Rule>,
+}
+
+impl Goes {
+    fn rule(&self, root: &str, path: &ParsedPath, key: &ObjectKey) -> Option<Rule> {
+        if !self.marks.is_empty() {
+            let mark = mark(key);
+            let at = self.marks.partition_point(|(m, _)| *m < mark);
+            if let Some((found, rule)) = self.marks.get(at)
+                && *found == mark
+            {
+                return Some(*rule);
+            }
+        }
+        let owner = match path {
+            ParsedPath::Known(known) => known.owner(),
+            ParsedPath::Unknown => Owner::default(),
+        };
+        if let Some(rule) = owner.snapshot.and_then(|id| self.snapshots.get(&id)) {
+            return Some(*rule);
+        }
+        if self.folders.is_empty() {
+            return None;
+        }
+        // What lies in the folder goes with it, known or not.
+        let base = SegmentBase::above(root, &key.0)?;
+        let (mine, rule) = self.folders.get(&base.2)?;
+        (*mine == base).then_some(*rule)
     }
+}
+
+/// Judges the records, and reads the names of what goes.
+async fn records(
+    reads: &Reads<'_>,
+    scan: &Scan,
+    filter: &Filter,
+    out: &mut Simulation,
+) -> Result<Goes> {
+    let mut goes = Goes::default();
+    let (mut segments, mut builds) = (BTreeSet::new(), BTreeSet::new());
+    for (item, verdict) in judged(scan, filter) {
+        match verdict {
+            Verdict::Keep(holds) => out.keep(|| item.to_string(), &holds, None),
+            Verdict::Collect { rule } if filter.wants(rule) => {
+                match &item {
+                    Item::Segment(id) => drop(segments.insert(*id)),
+                    Item::Build(id) => drop(builds.insert(*id)),
+                    Item::Snapshot(id) => drop(goes.snapshots.insert(*id, rule)),
+                    Item::Index(..) | Item::Checkpoint(_) => {}
+                }
+                out.by_rule.entry(rule).or_default().items += 1;
+                out.collect.push((item, rule));
+            }
+            Verdict::Collect { .. } => {}
+        }
+    }
+    let mine = owned(reads, scan, &segments, &builds, Names::Marks).await?;
+    let mut doubtful = BTreeMap::new();
+    for (id, mine) in mine.segments {
+        if let Some(why) = mine.unreadable {
+            doubtful.insert(Item::Segment(id), why);
+            continue;
+        }
+        let rule = Rule::DroppedSegment;
+        goes.marks
+            .extend(mine.marks.iter().map(|mark| (*mark, rule)));
+        if let Some(base) = mine.folder {
+            goes.folders.insert(id, (base, rule));
+        }
+    }
+    for (id, mine) in mine.builds {
+        if let Some(why) = mine.unreadable {
+            doubtful.insert(Item::Build(id), why);
+            continue;
+        }
+        let rule = Rule::SegmentIndex;
+        goes.marks
+            .extend(mine.marks.iter().map(|mark| (*mark, rule)));
+    }
+    goes.marks.sort_unstable();
+    goes.marks.dedup();
+    if !doubtful.is_empty() {
+        // It would go, but what it owns cannot be read.
+        out.collect.retain(|(item, rule)| {
+            let Some(why) = doubtful.get(item) else {
+                return true;
+            };
+            if let Some(tally) = out.by_rule.get_mut(rule) {
+                tally.items -= 1;
+            }
+            let hold = Hold {
+                reason: Reason::UnreadableRecord,
+                by: why.clone(),
+                until: None,
+            };
+            let tally = out.kept.entry(hold.reason).or_default();
+            tally.items += 1;
+            let list = out.examples.entry(hold.reason).or_default();
+            if list.len() < SAMPLES {
+                list.push((item.to_string(), hold));
+            }
+            false
+        });
+    }
+    Ok(goes)
 }
 
 /// Deletions shown one by one in a plan; the rest is counted.
 const SHOWN: usize = 500;
 
 /// The plan that an operator sees.
-pub fn plan(intent: &Intent, scan: &Scan, found: &Simulation, rev: MetaRev) -> Plan {
-    let mut steps = vec![format!(
-        "everything is judged as of {}; each record is read again right before its objects are deleted",
-        scan.world.now.utc()
-    )];
+pub fn plan(reads: &Reads<'_>, intent: &Intent, scan: &Scan, found: &Simulation) -> Plan {
+    let tolerances = scan.world.tolerances;
+    let mut steps = vec![
+        format!(
+            "everything is judged as of {}; each record is read again right before its objects are deleted",
+            scan.world.now.utc()
+        ),
+        format!(
+            "dropped things stay for {}, objects without a record for {}, snapshots in the making for {}",
+            age(tolerances.drop_ms.unsigned_abs()),
+            age(tolerances.missing_ms.unsigned_abs()),
+            age(tolerances.pending_ms.unsigned_abs()),
+        ),
+    ];
     for (rule, tally) in &found.by_rule {
         let verb = if rule.deletes() {
             "delete"
@@ -347,24 +495,24 @@ pub fn plan(intent: &Intent, scan: &Scan, found: &Simulation, rev: MetaRev) -> P
             },
         }],
         steps,
-        changes: changes(scan, found),
+        changes: changes(reads, scan, found),
         objects: ObjectChange {
             deletes,
             delete_bytes,
-            samples: samples(scan, found),
+            samples: found.samples.clone(),
             ..ObjectChange::default()
         },
         warnings,
         undo: "none: deleted objects are gone".into(),
         danger: Danger::High,
         type_to_confirm: Some("collect".into()),
-        based_on: rev,
+        based_on: scan.rev,
         rests_on: Vec::new(),
         hash: String::new(),
     }
 }
 
-fn changes(scan: &Scan, found: &Simulation) -> Vec<KeyChange> {
+fn changes(reads: &Reads<'_>, scan: &Scan, found: &Simulation) -> Vec<KeyChange> {
     let gone = |key: String, what: String| KeyChange {
         key,
         before: Some(what),
@@ -379,25 +527,17 @@ fn changes(scan: &Scan, found: &Simulation) -> Vec<KeyChange> {
             ));
             break;
         }
-        let what = rule.name().to_owned();
-        let seen = match item {
-            Item::Segment(id) => scan.segments.get(id).and_then(|b| b.records.last()),
-            Item::Build(id) => scan.builds.get(id).and_then(|b| b.records.last()),
-            Item::Snapshot(id) => scan.snapshots.get(id).map(|(_, seen)| seen),
-            Item::Checkpoint(channel) => scan.checkpoints.get(channel),
+        let key = match item {
+            Item::Segment(id) => scan.segment(*id).map(|(key, _)| key.to_key(reads.roots)),
+            Item::Build(id) => scan.row(*id).map(|(key, _)| key.to_key(reads.roots)),
+            Item::Index(c, id) => scan
+                .definitions
+                .get(&(*c, *id))
+                .map(|seen| seen.key.clone()),
+            Item::Snapshot(id) => scan.snapshots.get(id).map(|(_, seen)| seen.key.clone()),
+            Item::Checkpoint(channel) => scan.checkpoints.get(channel).map(|seen| seen.key.clone()),
         };
-        out.extend(seen.map(|seen| gone(seen.key.text(), what)));
+        out.extend(key.map(|key| gone(key.text(), rule.name().to_owned())));
     }
     out
-}
-
-fn samples(scan: &Scan, found: &Simulation) -> Vec<String> {
-    found
-        .collect
-        .iter()
-        .filter_map(|(item, _)| belongings(scan, item))
-        .flat_map(|mine| &mine.objects)
-        .take(SAMPLES)
-        .map(|key| key.0.clone())
-        .collect()
 }

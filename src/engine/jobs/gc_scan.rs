@@ -1,59 +1,78 @@
 //! Reading everything that garbage collection's verdicts rest on. Only reads; whatever cannot be read becomes a hold (law 5).
+//!
+//! Records are read page by page and kept as facts: of a segment some 250 bytes, of its files nothing. What an item owns is read when it
+//! goes ([`owned`](super::belongings::owned)).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use prost::Message;
 
-pub use super::belongings::{Belongings, Seen};
+pub use super::belongings::{Belongings, Names, Owned, Seen};
+use super::belongings::{field_files, folder, is_own};
+use super::gc_work;
+use super::references::Keeper;
 use super::restore_source::Reads;
-use super::runner::records;
-use super::snapshot_create::works_on;
 use super::standing::Standing;
-use crate::engine::error::Result;
-use crate::engine::format::binlog;
+use crate::engine::clock::Clock;
+use crate::engine::error::{ErrorKind, Result};
 use crate::engine::format::codec::{Decoded, decode, is_tombstone};
-use crate::engine::format::keys::{Family, Key, Role};
-use crate::engine::format::paths::{FieldIndexFile, IndexFile, ManifestPath, ObjPath, SegmentBase};
+use crate::engine::format::keys::{Family, Key};
+use crate::engine::format::paths::ObjPath;
 use crate::engine::format::pb;
 use crate::engine::format::vchannel;
 use crate::engine::ids::{
     BuildId, CollectionId, FieldId, IndexId, JobId, MetaKey, MetaRev, ObjectKey, PartitionId,
-    PinId, SegmentId, SnapshotId, Tso, UnixMs, UnixNs, VChannel,
+    PinId, SegmentId, SnapshotId, TaskId, Tso, UnixMs, UnixNs, VChannel,
 };
-use crate::engine::meta::{KeyValue, Span};
+use crate::engine::meta::{KeyValue, MetaRead, RangeOpts, Span};
 use crate::engine::model::data::Pin;
 use crate::engine::model::holds::{
-    self, BuildFacts, ChannelFacts, Reference, SegmentFacts, SnapshotFacts, Tolerances, Work, World,
+    self, BuildFacts, ChannelFacts, Facts, FieldIndexFacts, FieldIndexKind, Reference,
+    SegmentFacts, SnapshotFacts, Tolerances, World,
 };
-use crate::engine::plan::Intent;
-use crate::engine::plan::journal::{JobRecord, Keys};
+use crate::engine::model::references::{Extent, Record, refers};
+
+/// Where a record is, and as of when it was judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct At {
+    collection: CollectionId,
+    partition: PartitionId,
+    rev: MetaRev,
+}
 
 /// Everything read.
 #[derive(Debug, Default)]
 pub struct Scan {
     /// For the verdicts.
     pub world: World,
-    /// Segments.
-    pub segments: BTreeMap<SegmentId, Belongings>,
-    /// Index rows.
-    pub builds: BTreeMap<BuildId, Belongings>,
     /// Snapshot records.
     pub snapshots: BTreeMap<SnapshotId, (CollectionId, Seen)>,
     /// Channel checkpoints.
     pub checkpoints: BTreeMap<VChannel, Seen>,
     /// Database ids that collection records were found under.
     pub databases: BTreeSet<i64>,
-    /// Index definitions and segments as index rows were judged by them, tombstones included.
-    pub judged_by: BTreeMap<MetaKey, MetaRev>,
+    /// Index definitions, tombstones included.
+    pub definitions: BTreeMap<(CollectionId, IndexId), Seen>,
     /// The revision that all of it was read at.
     pub rev: MetaRev,
+    /// When the reading ended: what is judged by it is looked at again after a while.
+    pub read: UnixMs,
     /// What could not be read, in words.
     pub unreadable: Vec<String>,
+    segments: BTreeMap<SegmentId, At>,
+    rows: BTreeMap<BuildId, At>,
+    analyze: BTreeMap<TaskId, MetaRev>,
 }
 
 impl Scan {
+    /// An analyze task's record.
+    #[must_use]
+    pub fn analyze_task(&self, id: TaskId) -> Option<(Key, MetaRev)> {
+        let rev = self.analyze.get(&id)?;
+        Some((Key::AnalyzeTask(id), *rev))
+    }
+
     /// Snapshot records of a collection, as they were when their references were read.
     #[must_use]
     pub fn snapshots_of(&self, collection: CollectionId) -> BTreeMap<MetaKey, MetaRev> {
@@ -64,280 +83,320 @@ impl Scan {
             .collect()
     }
 
-    fn bad(&mut self, collection: Option<CollectionId>, why: String) {
+    /// A segment's own record, also one that could not be read.
+    #[must_use]
+    pub fn segment(&self, id: SegmentId) -> Option<(Key, MetaRev)> {
+        let at = self.segments.get(&id)?;
+        Some((Key::Segment(at.collection, at.partition, id), at.rev))
+    }
+
+    /// A segment index row.
+    #[must_use]
+    pub fn row(&self, id: BuildId) -> Option<(Key, MetaRev)> {
+        let (at, facts) = (self.rows.get(&id)?, self.world.builds.get(&id)?);
+        let key = Key::SegmentIndex(at.collection, at.partition, facts.segment, id);
+        Some((key, at.rev))
+    }
+}
+
+/// How much of the snapshots' files a scan needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Of collections where something might go: enough for every rule that begins at a record.
+    Candidates,
+    /// Of all: enough to judge an object whose owner nobody knows.
+    All,
+}
+
+/// What a scan is to be like.
+#[derive(Clone, Copy, Debug)]
+pub struct Wants {
+    /// Fixed before the first question (law 5).
+    pub cutoff: UnixMs,
+    /// Tolerances.
+    pub tolerances: Tolerances,
+    /// A job that is left out of the running work.
+    pub me: Option<JobId>,
+    /// How far references are read.
+    pub need: Need,
+}
+
+/// Times that a scan begins anew because the store forgot the revision it stood at.
+const TRIES: u32 = 5;
+
+/// A scan under way.
+#[derive(Debug, Default)]
+pub(super) struct Reading {
+    pub(super) facts: Facts,
+    scan: Scan,
+}
+
+impl Reading {
+    pub(super) fn bad(&mut self, collection: Option<CollectionId>, why: String) {
         match collection {
             Some(c) => {
-                self.world
+                self.facts
                     .unreadable
                     .entry(c)
                     .or_insert_with(|| why.clone());
             }
-            None => self.world.unreadable_any = Some(why.clone()),
+            None => self.facts.unreadable_any = Some(why.clone()),
         }
-        self.unreadable.push(why);
+        self.scan.unreadable.push(why);
+    }
+
+    /// Decodes a record, or notes that it cannot be read.
+    pub(super) fn read<M: Message + Default>(
+        &mut self,
+        key: &Key,
+        kv: &KeyValue,
+        collection: Option<CollectionId>,
+    ) -> Option<M> {
+        match decode::<M>(key, &kv.value) {
+            Decoded::Value(message) => Some(message),
+            Decoded::Tombstone => None,
+            Decoded::Undecodable { reason } => {
+                self.bad(
+                    collection,
+                    format!("record {} cannot be read: {reason}", kv.key),
+                );
+                None
+            }
+        }
     }
 }
 
-/// Reads it all, as of now and at one revision: a verdict joins records of many families. `cutoff` is fixed before the first
-/// question. `me` is left out of the running work.
+/// Reads it all, as of now and at one revision: a verdict joins records of many families. References that `keeper` does not know yet
+/// are read, and kept there.
+///
+/// Over history that is compacted away meanwhile the reading begins anew, some times.
 pub async fn scan(
     reads: &Reads<'_>,
-    cutoff: UnixMs,
-    tolerances: Tolerances,
-    me: Option<JobId>,
+    keeper: &Keeper,
+    clock: &dyn Clock,
+    wants: Wants,
 ) -> Result<Scan> {
+    let mut tries = 0;
+    loop {
+        match once(reads, keeper, clock.now(), &wants).await {
+            Err(e) if e.kind() == ErrorKind::Compacted && tries < TRIES => tries += 1,
+            Err(e) => return Err(e),
+            Ok(mut scan) => {
+                scan.read = clock.now();
+                return Ok(scan);
+            }
+        }
+    }
+}
+
+async fn once(reads: &Reads<'_>, keeper: &Keeper, now: UnixMs, wants: &Wants) -> Result<Scan> {
     let any = Span::prefix(&Family::Snapshot.prefix(reads.roots));
     let standing = Standing::now(reads.meta, &any).await?;
     let reads = &Reads {
         meta: &standing,
         ..*reads
     };
-    let mut out = Scan {
-        rev: standing.at(),
-        ..Scan::default()
-    };
-    out.world.now = cutoff;
-    out.world.tolerances = tolerances;
+    let mut out = Reading::default();
+    out.scan.rev = standing.at();
+    out.facts.now = wants.cutoff;
+    out.facts.tolerances = wants.tolerances;
     collections(reads, &mut out).await?;
     channels(reads, &mut out).await?;
     indexes(reads, &mut out).await?;
+    analyze(reads, &mut out).await?;
     segments(reads, &mut out).await?;
-    loaded(reads, &mut out).await?;
-    foreign_work(reads, &mut out).await?;
-    our_work(reads, &mut out, me).await?;
+    gc_work::loaded(reads, &mut out).await?;
+    gc_work::foreign(reads, &mut out).await?;
+    gc_work::ours(reads, &mut out, wants.me).await?;
     // One that comes into being later is found by the look right before a deletion.
-    snapshots(reads, &mut out).await?;
-    out.world = std::mem::take(&mut out.world).indexed();
-    Ok(out)
+    snapshots(reads, keeper, &mut out, now, wants.need).await?;
+    let Reading { facts, mut scan } = out;
+    scan.world = facts.indexed();
+    Ok(scan)
 }
 
-fn parse(reads: &Reads<'_>, kv: &KeyValue) -> Option<Key> {
+pub(super) fn parse(reads: &Reads<'_>, kv: &KeyValue) -> Option<Key> {
     Key::parse(reads.roots, &kv.key.0).known()
 }
 
-/// Decodes a record, or notes that it cannot be read.
-fn read<M: Message + Default>(
-    out: &mut Scan,
-    key: &Key,
-    kv: &KeyValue,
-    collection: Option<CollectionId>,
-) -> Option<M> {
-    match decode::<M>(key, &kv.value) {
-        Decoded::Value(message) => Some(message),
-        Decoded::Tombstone => None,
-        Decoded::Undecodable { reason } => {
-            out.bad(
-                collection,
-                format!("record {} cannot be read: {reason}", kv.key),
-            );
-            None
+/// Calls `each` for every record of a span, page by page, all at one revision. Holds one page.
+pub(super) async fn pages(
+    meta: &dyn MetaRead,
+    span: &Span,
+    mut each: impl FnMut(KeyValue) + Send,
+) -> Result<()> {
+    let mut opts = RangeOpts::default();
+    let mut rest = span.clone();
+    loop {
+        let page = meta.range(&rest, opts).await?;
+        opts.at = Some(opts.at.unwrap_or(page.rev)).filter(|at| *at > MetaRev(0));
+        match page.kvs.last() {
+            Some(last) if page.more => rest = span.after(&last.key),
+            _ => rest.end = Some(rest.start.clone()),
+        }
+        page.kvs.into_iter().for_each(&mut each);
+        if rest.is_empty() {
+            return Ok(());
         }
     }
 }
 
-async fn collections(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
-    for family in [Family::Collection, Family::LegacyCollection] {
-        for kv in reads.family(family).await?.kvs {
-            match parse(reads, &kv) {
-                Some(Key::Collection(db, c)) => {
-                    out.databases.insert(db.0);
-                    if !is_tombstone(family, &kv.value) {
-                        out.world.collections.insert(c);
-                    }
+async fn family(
+    reads: &Reads<'_>,
+    family: Family,
+    each: impl FnMut(KeyValue) + Send,
+) -> Result<()> {
+    pages(reads.meta, &Span::prefix(&family.prefix(reads.roots)), each).await
+}
+
+async fn collections(reads: &Reads<'_>, out: &mut Reading) -> Result<()> {
+    for of in [Family::Collection, Family::LegacyCollection] {
+        family(reads, of, |kv| match parse(reads, &kv) {
+            Some(Key::Collection(db, c)) => {
+                out.scan.databases.insert(db.0);
+                if !is_tombstone(of, &kv.value) {
+                    out.facts.collections.insert(c);
                 }
-                Some(Key::LegacyCollection(c)) if !is_tombstone(family, &kv.value) => {
-                    out.world.collections.insert(c);
-                }
-                Some(_) => {}
-                None => out.bad(None, format!("collection key {} cannot be read", kv.key)),
             }
-        }
+            Some(Key::LegacyCollection(c)) if !is_tombstone(of, &kv.value) => {
+                out.facts.collections.insert(c);
+            }
+            Some(_) => {}
+            None => out.bad(None, format!("collection key {} cannot be read", kv.key)),
+        })
+        .await?;
     }
     Ok(())
 }
 
-async fn channels(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
-    for kv in reads.family(Family::ChannelCheckpoint).await?.kvs {
+async fn channels(reads: &Reads<'_>, out: &mut Reading) -> Result<()> {
+    family(reads, Family::ChannelCheckpoint, |kv| {
         let Some(Key::ChannelCheckpoint(channel)) = parse(reads, &kv) else {
-            continue;
+            return;
         };
-        out.checkpoints.insert(channel.clone(), Seen::of(&kv));
+        out.scan.checkpoints.insert(channel.clone(), Seen::of(&kv));
         let of = vchannel::collection(&channel);
         let key = Key::ChannelCheckpoint(channel.clone());
-        if let Some(position) = read::<pb::msg::MsgPosition>(out, &key, &kv, of) {
-            out.world.channels.entry(channel).or_default().checkpoint =
+        if let Some(position) = out.read::<pb::msg::MsgPosition>(&key, &kv, of) {
+            out.facts.channels.entry(channel).or_default().checkpoint =
                 Some(Tso(position.timestamp));
         }
-    }
-    for kv in reads.family(Family::ChannelRemoval).await?.kvs {
+    })
+    .await?;
+    family(reads, Family::ChannelRemoval, |kv| {
         if let Some(Key::ChannelRemoval(channel)) = parse(reads, &kv) {
-            let facts: &mut ChannelFacts = out.world.channels.entry(channel).or_default();
+            let facts: &mut ChannelFacts = out.facts.channels.entry(channel).or_default();
             facts.mark = Some(String::from_utf8_lossy(&kv.value).into_owned());
         }
-    }
-    Ok(())
+    })
+    .await
 }
 
-async fn indexes(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
-    for kv in reads.family(Family::FieldIndex).await?.kvs {
+async fn indexes(reads: &Reads<'_>, out: &mut Reading) -> Result<()> {
+    family(reads, Family::FieldIndex, |kv| {
         let Some(Key::FieldIndex(c, id)) = parse(reads, &kv) else {
             out.bad(None, format!("index key {} cannot be read", kv.key));
-            continue;
+            return;
         };
-        out.judged_by.insert(kv.key.clone(), kv.mod_rev);
+        out.scan.definitions.insert((c, id), Seen::of(&kv));
         let key = Key::FieldIndex(c, id);
-        if let Some(index) = read::<pb::index::FieldIndex>(out, &key, &kv, Some(c))
-            && !index.deleted
-        {
-            out.world.indexes.entry(c).or_default().insert(id);
+        if let Some(index) = out.read::<pb::index::FieldIndex>(&key, &kv, Some(c)) {
+            if index.deleted {
+                out.facts.deleted_indexes.insert((c, id));
+            } else {
+                out.facts.indexes.entry(c).or_default().insert(id);
+            }
         }
-    }
-    for kv in reads.family(Family::SegmentIndex).await?.kvs {
+    })
+    .await?;
+    family(reads, Family::SegmentIndex, |kv| {
         let Some(Key::SegmentIndex(c, p, s, b)) = parse(reads, &kv) else {
             out.bad(None, format!("segment index key {} cannot be read", kv.key));
-            continue;
+            return;
         };
         let key = Key::SegmentIndex(c, p, s, b);
-        let Some(row) = read::<pb::index::SegmentIndex>(out, &key, &kv, Some(c)) else {
-            continue;
+        let Some(row) = out.read::<pb::index::SegmentIndex>(&key, &kv, Some(c)) else {
+            return;
         };
-        let root = reads.objects.root();
-        let objects = row
-            .index_file_keys
-            .iter()
-            .map(|name| {
-                let file = IndexFile {
-                    build: b,
-                    version: row.index_version,
-                    partition: p,
-                    segment: s,
-                    file: name.clone(),
-                };
-                match row.index_store_path_version {
-                    0 => ObjPath::IndexFile(file).to_key(root),
-                    _ => ObjPath::IndexFileV1(c, file).to_key(root),
-                }
-            })
-            .collect();
-        out.builds.insert(
-            b,
-            Belongings {
-                records: vec![Seen::of(&kv)],
-                objects,
-                ..Belongings::default()
-            },
-        );
-        out.world.builds.insert(
-            b,
-            BuildFacts {
-                build: b,
-                index: IndexId(row.index_id),
-                collection: c,
-                segment: s,
-                finished: row.state == pb::common::IndexState::Finished as i32,
-                deleted: row.deleted,
-            },
-        );
-    }
-    Ok(())
+        let at = At {
+            collection: c,
+            partition: p,
+            rev: kv.mod_rev,
+        };
+        if let Some(other) = out.scan.rows.insert(b, at) {
+            let why = format!("index build {b} has two rows");
+            out.bad(Some(other.collection), why.clone());
+            out.bad(Some(c), why);
+        }
+        let facts = BuildFacts {
+            build: b,
+            index: IndexId(row.index_id),
+            collection: c,
+            segment: s,
+            finished: row.state == pb::common::IndexState::Finished as i32,
+            deleted: row.deleted,
+        };
+        out.facts.builds.insert(b, facts);
+    })
+    .await
 }
 
-async fn segments(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
-    let root = reads.objects.root();
-    let mut manifests = BTreeSet::new();
-    let mut mains = BTreeMap::new();
-    for kv in reads.family(Family::Segment).await?.kvs {
+async fn analyze(reads: &Reads<'_>, out: &mut Reading) -> Result<()> {
+    family(reads, Family::AnalyzeTask, |kv| {
+        // One that cannot be read keeps its files by not being here.
+        if let Some(key @ Key::AnalyzeTask(id)) = parse(reads, &kv)
+            && let Decoded::Value(task) = decode::<pb::index::AnalyzeTask>(&key, &kv.value)
+        {
+            out.facts.analyze.insert(id, task.version);
+            out.scan.analyze.insert(id, kv.mod_rev);
+        }
+    })
+    .await
+}
+
+async fn segments(reads: &Reads<'_>, out: &mut Reading) -> Result<()> {
+    let (root, bucket) = (reads.objects.root(), reads.objects.bucket());
+    family(reads, Family::Segment, |kv| {
         let Some(Key::Segment(c, p, s)) = parse(reads, &kv) else {
             out.bad(None, format!("segment key {} cannot be read", kv.key));
-            continue;
+            return;
         };
-        out.judged_by.insert(kv.key.clone(), kv.mod_rev);
+        let at = At {
+            collection: c,
+            partition: p,
+            rev: kv.mod_rev,
+        };
+        if let Some(other) = out.scan.segments.insert(s, at) {
+            let why = format!("segment {s} has two records");
+            out.bad(Some(other.collection), why.clone());
+            out.bad(Some(c), why);
+        }
         let key = Key::Segment(c, p, s);
-        let Some(info) = read::<pb::data::SegmentInfo>(out, &key, &kv, Some(c)) else {
-            continue;
+        let Some(info) = out.read::<pb::data::SegmentInfo>(&key, &kv, Some(c)) else {
+            return;
         };
-        mains.insert(s, Seen::of(&kv));
-        let mut mine = Belongings::default();
-        if info.manifest_path.trim_start().starts_with('{') {
-            let base = ManifestPath::parse(&info.manifest_path)
-                .ok()
-                .and_then(|m| SegmentBase::parse(root, reads.objects.bucket(), &m.base_path));
-            match base {
-                // Only a folder that names this very segment is its own.
-                Some(base) if base.2 == s && base.0 == c => {
-                    mine.folders.insert(ObjectKey(base.to_path(root)));
-                    manifests.insert(s);
-                }
-                _ => out.bad(
-                    Some(c),
-                    format!(
-                        "segment {s}: manifest path {:?} is not its folder",
-                        info.manifest_path
-                    ),
-                ),
-            }
-        } else if !info.manifest_path.is_empty() {
-            mine.take(root, (c, s), &info.manifest_path);
+        let facts = facts(&info, c, s);
+        if !facts.dropped {
+            borrowed((root, bucket), out, (c, p, s), &info);
         }
-        inline_logs(reads, out, (c, p, s), &info, &mut mine);
-        field_files(root, (c, p, s), &info, &mut mine);
-        out.segments.insert(s, mine);
-        out.world.segments.insert(s, facts(&info, c, s));
-    }
-    for family in [
-        Family::Binlog,
-        Family::Statslog,
-        Family::Deltalog,
-        Family::Bm25log,
-    ] {
-        for kv in reads.family(family).await?.kvs {
-            let Some(key) = parse(reads, &kv) else {
-                continue;
-            };
-            let Key::Log(kind, c, p, s, _) = key else {
-                continue;
-            };
-            // An empty value is a record without logs.
-            let Some(log) = read::<pb::data::FieldBinlog>(out, &key, &kv, Some(c)) else {
-                continue;
-            };
-            let Some(mine) = out.segments.get_mut(&s) else {
-                continue;
-            };
-            mine.records.push(Seen::of(&kv));
-            if manifests.contains(&s) {
-                continue;
-            }
-            match binlog::objects(kind, (c, p, s), &log) {
-                Ok(paths) => mine
-                    .objects
-                    .extend(paths.iter().map(|(path, _)| path.to_key(root))),
-                Err(e) => out.bad(Some(c), format!("record {}: {e}", kv.key)),
-            }
-        }
-    }
-    // Rows and files of its indexes go with a segment; its own record goes last.
-    let rows: Vec<(SegmentId, BuildId)> = out
-        .world
-        .builds
-        .values()
-        .map(|b| (b.segment, b.build))
-        .collect();
-    for (segment, build) in rows {
-        if let (Some(mine), Some(row)) = (out.segments.get_mut(&segment), out.builds.get(&build)) {
-            mine.records.splice(0..0, row.records.iter().cloned());
-            mine.objects.extend(row.objects.iter().cloned());
-        }
-    }
-    for (segment, seen) in mains {
-        if let Some(mine) = out.segments.get_mut(&segment) {
-            mine.records.push(seen);
-        }
-    }
-    Ok(())
+        out.facts.segments.insert(s, facts);
+    })
+    .await
 }
 
 fn facts(info: &pb::data::SegmentInfo, c: CollectionId, s: SegmentId) -> SegmentFacts {
+    let text = info.text_stats_logs.values().map(|stats| FieldIndexFacts {
+        kind: FieldIndexKind::Text,
+        field: FieldId(stats.field_id),
+        build: BuildId(stats.build_id),
+        version: stats.version,
+    });
+    let json = info.json_key_stats.values().map(|stats| FieldIndexFacts {
+        kind: FieldIndexKind::Json(stats.json_key_stats_data_format.max(1)),
+        field: FieldId(stats.field_id),
+        build: BuildId(stats.build_id),
+        version: stats.version,
+    });
     SegmentFacts {
         id: s,
         collection: c,
@@ -350,7 +409,6 @@ fn facts(info: &pb::data::SegmentInfo, c: CollectionId, s: SegmentId) -> Segment
             .filter(|at| *at > 0)
             .map(UnixNs),
         dml: Tso(info.dml_position.as_ref().map_or(0, |p| p.timestamp)),
-        compacted: info.compacted,
         from: info
             .compaction_from
             .iter()
@@ -358,264 +416,108 @@ fn facts(info: &pb::data::SegmentInfo, c: CollectionId, s: SegmentId) -> Segment
             .collect(),
         l0: info.level == holds::L0,
         rows: info.num_of_rows,
-    }
-}
-
-type Place = (CollectionId, PartitionId, SegmentId);
-
-/// Lists inside the record itself (before 2.2) win over the log records; both are taken.
-fn inline_logs(
-    reads: &Reads<'_>,
-    out: &mut Scan,
-    (c, p, s): Place,
-    info: &pb::data::SegmentInfo,
-    mine: &mut Belongings,
-) {
-    use crate::engine::format::keys::LogKind;
-    for (kind, list) in [
-        (LogKind::Insert, &info.binlogs),
-        (LogKind::Stats, &info.statslogs),
-        (LogKind::Delta, &info.deltalogs),
-        (LogKind::Bm25, &info.bm25statslogs),
-    ] {
-        for log in list {
-            match binlog::objects(kind, (c, p, s), log) {
-                Ok(paths) => mine.objects.extend(
-                    paths
-                        .iter()
-                        .map(|(path, _)| path.to_key(reads.objects.root())),
-                ),
-                Err(e) => out.bad(Some(c), format!("segment {s}: {e}")),
-            }
-        }
-    }
-}
-
-/// Text and JSON index files (`spec/layout.md` §7.3): full keys or names.
-fn field_files(root: &str, (c, p, s): Place, info: &pb::data::SegmentInfo, mine: &mut Belongings) {
-    let at = |build: i64, version: i64, field: i64, file: &str| FieldIndexFile {
-        build: BuildId(build),
-        version,
-        collection: c,
-        partition: p,
-        segment: s,
-        field: FieldId(field),
-        file: file.to_owned(),
-    };
-    if info.manifest_path.trim_start().starts_with('{') {
-        return;
-    }
-    let mut add = |full: &str, key: ObjectKey| {
-        if full.contains('/') && ObjPath::parse(root, full).known().is_some() {
-            mine.take(root, (c, s), full);
+        // A V3 segment's own indexes lie in its folder.
+        field_indexes: if info.manifest_path.trim_start().starts_with('{') {
+            Vec::new()
         } else {
-            mine.objects.insert(key);
-        }
-    };
-    for stats in info.text_stats_logs.values() {
-        for file in &stats.files {
-            let path = ObjPath::TextLog(at(stats.build_id, stats.version, stats.field_id, file));
-            add(file, path.to_key(root));
-        }
-    }
-    for stats in info.json_key_stats.values() {
-        for file in &stats.files {
-            let path = at(stats.build_id, stats.version, stats.field_id, file);
-            let path = match stats.json_key_stats_data_format {
-                0 | 1 => ObjPath::JsonKeyIndex(path),
-                format => ObjPath::JsonStats(format, path),
-            };
-            add(file, path.to_key(root));
-        }
+            text.chain(json).collect()
+        },
     }
 }
 
-/// Whether a query node may have something loaded: stored targets, and load records while a query node is registered.
-async fn loaded(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
-    let nodes = reads.family(Family::Session).await?.kvs.iter().any(|kv| {
-        matches!(
-            parse(reads, kv),
-            Some(Key::Session(Role::QueryNode | Role::StreamingNode, _))
-        )
-    });
-    if nodes {
-        for kv in reads.family(Family::CollectionLoad).await?.kvs {
-            match parse(reads, &kv) {
-                Some(Key::CollectionLoad(c)) => {
-                    out.world.served.insert(c);
-                }
-                _ => out.bad(None, format!("load record {} cannot be read", kv.key)),
+/// Files of other segments that the record of one in use names: they go with it, not with the others.
+fn borrowed(
+    (root, bucket): (&str, &str),
+    out: &mut Reading,
+    of @ (c, _, s): (CollectionId, PartitionId, SegmentId),
+    info: &pb::data::SegmentInfo,
+) {
+    let mut keys: Vec<String> = Vec::new();
+    if info.manifest_path.trim_start().starts_with('{') {
+        match folder(root, bucket, info) {
+            Some(base) if base.2 == s => {}
+            Some(base) => {
+                out.facts.borrowed.insert(base.2, s);
             }
+            None => out.bad(
+                Some(c),
+                format!(
+                    "segment {s}: manifest path {:?} is not a segment's folder",
+                    info.manifest_path
+                ),
+            ),
         }
+    } else {
+        keys.extend((!info.manifest_path.is_empty()).then(|| info.manifest_path.clone()));
+        keys.extend(
+            field_files(root, of, info)
+                .into_iter()
+                .filter_map(|(whole, _)| whole),
+        );
     }
-    for kv in reads.family(Family::CollectionTarget).await?.kvs {
-        let Some(Key::CollectionTarget(c)) = parse(reads, &kv) else {
+    for key in keys.into_iter().map(ObjectKey) {
+        if is_own(root, of, &key) {
             continue;
-        };
-        let key = Key::CollectionTarget(c);
-        if let Some(target) = read::<pb::query::CollectionTarget>(out, &key, &kv, Some(c)) {
-            for channel in target.channel_targets {
-                let segments = channel.partition_targets.iter().flat_map(|p| &p.segments);
-                out.world.targeted.extend(segments.map(|s| SegmentId(s.id)));
-            }
+        }
+        let owner = ObjPath::parse(root, &key.0)
+            .known()
+            .map(|path| path.owner());
+        if let Some(other) = owner.and_then(|owner| owner.segment) {
+            out.facts.borrowed.insert(other, s);
         }
     }
-    Ok(())
 }
 
-/// Work of coordinators that was not finished when they stopped: they will take it up again.
-async fn foreign_work(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
-    for kv in reads.family(Family::CopySegmentJob).await?.kvs {
-        let Some(Key::CopySegmentJob(id)) = parse(reads, &kv) else {
-            continue;
-        };
-        let key = Key::CopySegmentJob(id);
-        if let Some(job) = read::<pb::data::CopySegmentJob>(out, &key, &kv, None)
-            && matches!(job.state, 1 | 2)
-        {
-            out.world.work.push(Work {
-                by: format!("restore job {id}"),
-                collection: Some(CollectionId(job.collection_id)),
-                segments: job
-                    .id_mappings
-                    .iter()
-                    .flat_map(|m| [m.source_segment_id, m.target_segment_id])
-                    .map(SegmentId)
-                    .collect(),
-                ..Work::default()
-            });
-        }
-    }
-    for kv in reads.family(Family::ImportJob).await?.kvs {
-        let Some(Key::ImportJob(id)) = parse(reads, &kv) else {
-            continue;
-        };
-        let key = Key::ImportJob(id);
-        if let Some(job) = read::<pb::data::ImportJob>(out, &key, &kv, None)
-            && !matches!(job.state, 4 | 5)
-        {
-            out.world.work.push(Work {
-                by: format!("import job {id}"),
-                collection: Some(CollectionId(job.collection_id)),
-                ..Work::default()
-            });
-        }
-    }
-    for kv in reads.family(Family::ExportSnapshotJob).await?.kvs {
-        let Some(Key::ExportSnapshotJob(id)) = parse(reads, &kv) else {
-            continue;
-        };
-        let key = Key::ExportSnapshotJob(id);
-        if let Some(job) = read::<pb::data::ExportSnapshotJob>(out, &key, &kv, None)
-            && !matches!(job.state, 3 | 4)
-        {
-            out.world.work.push(Work {
-                by: format!("export job {id}"),
-                collection: Some(CollectionId(job.collection_id)),
-                ..Work::default()
-            });
-        }
-    }
-    for kv in reads.family(Family::CompactionTask).await?.kvs {
-        let Some(key) = parse(reads, &kv) else {
-            out.bad(None, format!("compaction key {} cannot be read", kv.key));
-            continue;
-        };
-        if let Some(task) = read::<pb::data::CompactionTask>(out, &key, &kv, None)
-            && matches!(task.state, 1 | 2 | 6 | 7 | 9 | 10)
-        {
-            let ids = task.input_segments.iter().chain(&task.result_segments);
-            out.world.work.push(Work {
-                by: format!("compaction {}", task.plan_id),
-                segments: ids
-                    .chain(&task.tmp_segments)
-                    .map(|id| SegmentId(*id))
-                    .collect(),
-                ..Work::default()
-            });
-        }
-    }
-    for kv in reads.family(Family::StatsTask).await?.kvs {
-        let Some(key) = parse(reads, &kv) else {
-            continue;
-        };
-        if let Some(task) = read::<pb::index::StatsTask>(out, &key, &kv, None)
-            && matches!(task.state, 1 | 2 | 5)
-        {
-            out.world.work.push(Work {
-                by: format!("stats task {}", task.task_id),
-                segments: [task.segment_id, task.target_segment_id]
-                    .into_iter()
-                    .filter(|id| *id != 0)
-                    .map(SegmentId)
-                    .collect(),
-                ..Work::default()
-            });
-        }
-    }
-    Ok(())
-}
-
-/// Our own jobs that have not ended, in this process or another.
-async fn our_work(reads: &Reads<'_>, out: &mut Scan, me: Option<JobId>) -> Result<()> {
-    let keys = Keys::new(reads.roots);
-    let prefix = keys.jobs();
-    let (kvs, _) = records(reads.meta, &keys).await?;
-    for kv in kvs {
-        let rest = &kv.key.0[prefix.bytes().len()..];
-        // What lies below a record that is gone.
-        if rest.contains(&b'/') {
-            continue;
-        }
-        match serde_json::from_slice::<JobRecord>(&kv.value) {
-            Ok(job) => {
-                if job.state.ended()
-                    || Some(job.id) == me
-                    || matches!(job.intent, Intent::Gc { .. })
-                {
-                    continue;
-                }
-                out.world.work.push(Work {
-                    by: format!("job {} ({})", job.id, job.title),
-                    collection: job.collection,
-                    snapshot: match job.intent {
-                        Intent::Restore { snapshot, .. } | Intent::DropSnapshot { snapshot } => {
-                            Some(snapshot)
-                        }
-                        Intent::CreateSnapshot { .. } => works_on(&job.machine),
-                        _ => None,
-                    },
-                    ..Work::default()
-                });
-            }
-            Err(e) => out.bad(None, format!("job record {} cannot be read: {e}", kv.key)),
-        }
-    }
-    Ok(())
-}
-
-async fn snapshots(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
-    for kv in reads.family(Family::Snapshot).await?.kvs {
+async fn snapshots(
+    reads: &Reads<'_>,
+    keeper: &Keeper,
+    out: &mut Reading,
+    now: UnixMs,
+    need: Need,
+) -> Result<()> {
+    let mut found = Vec::new();
+    family(reads, Family::Snapshot, |kv| {
         let Some(Key::Snapshot(c, id)) = parse(reads, &kv) else {
             out.bad(None, format!("snapshot key {} cannot be read", kv.key));
-            continue;
+            return;
         };
-        out.snapshots.insert(id, (c, Seen::of(&kv)));
+        out.scan.snapshots.insert(id, (c, Seen::of(&kv)));
         let key = Key::Snapshot(c, id);
-        let Some(info) = read::<pb::data::SnapshotInfo>(out, &key, &kv, Some(c)) else {
-            continue;
-        };
-        let reference = match info.state {
-            0 | 2 => reference(reads, &kv.value).await?,
-            _ => Reference::NotLoaded,
+        if let Some(info) = out.read::<pb::data::SnapshotInfo>(&key, &kv, Some(c)) {
+            found.push((c, id, info));
+        }
+    })
+    .await?;
+    let concerned = candidates(&out.facts);
+    let record = |c: CollectionId, id, info: &pb::data::SnapshotInfo| Record {
+        id,
+        collection: c,
+        name: info.name.as_str().into(),
+        location: info.s3_location.as_str().into(),
+    };
+    let to_read = found
+        .iter()
+        .filter(|(_, _, info)| refers(info.state))
+        .map(|(c, id, info)| {
+            let whole = need == Need::All || concerned.contains(c);
+            let extent = if whole { Extent::Files } else { Extent::Ids };
+            (record(*c, *id, info), extent)
+        })
+        .collect();
+    keeper.read(reads.objects, to_read, now).await?;
+    for (c, id, info) in found {
+        let reference = if refers(info.state) {
+            keeper.reference(&record(c, id, &info))
+        } else {
+            Reference::NotLoaded
         };
         if let Reference::Failed(why) = &reference {
-            out.unreadable.push(format!(
+            out.scan.unreadable.push(format!(
                 "snapshot {} ({id}) of collection {c}: {why}",
                 info.name
             ));
         }
-        out.world.snapshots.push(SnapshotFacts {
+        out.facts.snapshots.push(SnapshotFacts {
             id,
             collection: c,
             name: Arc::from(info.name.as_str()),
@@ -640,24 +542,24 @@ async fn snapshots(reads: &Reads<'_>, out: &mut Scan) -> Result<()> {
     Ok(())
 }
 
-/// Reads JSON and all manifests: ids alone would not protect the files of compaction descendants.
-///
-/// A store that does not answer is no verdict on a snapshot: that error ends the scan, which is taken again.
-async fn reference(reads: &Reads<'_>, record: &Bytes) -> Result<Reference> {
-    let info = match pb::data::SnapshotInfo::decode(record.clone()) {
-        Ok(info) => info,
-        Err(e) => return Ok(Reference::Failed(e.to_string())),
-    };
-    Ok(match reads.read_source(info).await {
-        Ok(source) => match super::restore_files::references(
-            &source,
-            reads.objects.root(),
-            reads.objects.bucket(),
-        ) {
-            Ok(refs) => Reference::Loaded(Arc::new(refs)),
-            Err(e) => Reference::Failed(e.to_string()),
-        },
-        Err(e) if e.is_transient() => return Err(e),
-        Err(e) => Reference::Failed(e.to_string()),
-    })
+/// Collections where a rule might take something: a dropped segment, a row without its index or segment, an earlier version.
+fn candidates(facts: &Facts) -> BTreeSet<CollectionId> {
+    let dropped = facts
+        .segments
+        .values()
+        .filter(|s| s.dropped || !s.field_indexes.is_empty())
+        .map(|s| s.collection);
+    let rows = facts
+        .builds
+        .values()
+        .filter(|row| {
+            row.deleted
+                || !facts.segments.contains_key(&row.segment)
+                || !facts
+                    .indexes
+                    .get(&row.collection)
+                    .is_some_and(|set| set.contains(&row.index))
+        })
+        .map(|row| row.collection);
+    dropped.chain(rows).collect()
 }

@@ -2,7 +2,7 @@
 //! resumes or undoes. This file is the contract between a job and its runner.
 
 mod awareness;
-mod belongings;
+pub mod belongings;
 mod board;
 pub mod copy;
 mod copy_host;
@@ -10,14 +10,19 @@ pub mod cx;
 pub mod demo;
 mod drive;
 pub mod gc;
+mod gc_collect;
+pub mod gc_objects;
 pub mod gc_plan;
 pub mod gc_scan;
+mod gc_verify;
+mod gc_work;
 pub mod identity;
 mod locks;
 pub mod meter;
 pub mod pins;
 pub mod planner;
 pub mod presence;
+pub mod references;
 pub mod registry;
 pub mod restore;
 mod restore_copy;

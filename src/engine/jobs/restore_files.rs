@@ -1,17 +1,14 @@
 //! Which objects a segment has, and where each goes: typed paths in, typed paths out (defect D14).
 
-use super::restore_map::{Source, corrupt};
+use super::restore_map::corrupt;
 use crate::engine::error::Result;
 use crate::engine::format::keys::LogKind;
-use crate::engine::format::paths::{
-    FieldIndexFile, ObjPath, SegmentBase, StorageManifest, Target, rewrite,
-};
+use crate::engine::format::paths::{FieldIndexFile, ObjPath, Target, rewrite};
 use crate::engine::format::pb;
 use crate::engine::format::vchannel;
 use crate::engine::ids::{
     BuildId, CollectionId, FieldId, ObjectKey, PartitionId, SegmentId, VChannel,
 };
-use crate::engine::model::holds::References;
 
 /// Where a log is when the manifest gives no path: rebuilt from its id (`spec/layout.md` §3.3).
 pub(super) fn log_path(
@@ -172,36 +169,4 @@ pub(super) fn json_path(
         0 | 1 => ObjPath::JsonKeyIndex(path),
         format => ObjPath::JsonStats(format, path),
     })
-}
-
-/// Everything a snapshot refers to: what garbage collection must keep.
-pub(super) fn references(source: &Source, root: &str, bucket: &str) -> Result<References> {
-    let mut out = References::default();
-    // The JSON's own lists first: they hold even where a manifest says less.
-    out.segments
-        .extend(source.metadata.segment_ids.iter().map(|id| SegmentId(*id)));
-    out.builds
-        .extend(source.metadata.build_ids.iter().map(|id| BuildId(*id)));
-    for segment in &source.segments {
-        let id = SegmentId(segment.segment_id);
-        out.segments.insert(id);
-        let declared = source.declared.get(&id).map(Vec::as_slice);
-        for path in sources_of(segment, declared, root)? {
-            out.builds.extend(path.owner().build);
-            out.segments.extend(path.owner().segment);
-            out.files.insert(path.to_key(root));
-        }
-        out.builds
-            .extend(segment.index_files.iter().map(|f| BuildId(f.build_id)));
-        if !segment.manifest_path.is_empty()
-            && let StorageManifest::Packed(packed) = StorageManifest::parse(&segment.manifest_path)?
-        {
-            let base = SegmentBase::parse(root, bucket, &packed.base_path).ok_or_else(|| {
-                corrupt(format!("{} is not a segment's folder", packed.base_path))
-            })?;
-            out.folders.insert(ObjectKey(base.to_path(root)));
-        }
-    }
-    out.builds.remove(&BuildId(0));
-    Ok(out)
 }

@@ -9,7 +9,8 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::presence::{Presence, look};
-use super::restore_files::{references, sources_of};
+use super::references;
+use super::restore_files::sources_of;
 use super::restore_map::Source;
 use super::restore_source::{Reads, hex};
 use super::snapshot_drop::own_objects;
@@ -19,11 +20,10 @@ use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::paths::ObjPath;
 use crate::engine::format::pb::data::{SegmentInfo, SnapshotInfo, SnapshotState};
 use crate::engine::format::pb::index::SegmentIndex;
-use crate::engine::format::snapshot::{
-    Side, Weight, metadata_key, read_metadata, read_side, segment_ids,
-};
+use crate::engine::format::snapshot::{Side, Weight, metadata_key, read_side};
 use crate::engine::ids::{BuildId, CollectionId, ObjectKey, SegmentId, SnapshotId};
 use crate::engine::model::facts::DROPPED;
+use crate::engine::model::references::{Extent, Record, References};
 
 /// Metadata files of other snapshots read at once.
 const AT_ONCE: usize = 16;
@@ -230,8 +230,7 @@ impl Live {
 /// What another snapshot refers to, by ids: so it holds whole segments and builds (`spec/snapshot.md` §3.6).
 struct Other {
     name: String,
-    segments: BTreeSet<SegmentId>,
-    builds: BTreeSet<BuildId>,
+    refs: References,
 }
 
 impl Other {
@@ -239,31 +238,28 @@ impl Other {
         match (segment, build) {
             (None, None) => true,
             (segment, build) => {
-                segment.is_some_and(|s| self.segments.contains(&s))
-                    || build.is_some_and(|b| self.builds.contains(&b))
+                segment.is_some_and(|s| self.refs.segments().binary_search(&s).is_ok())
+                    || build.is_some_and(|b| self.refs.builds().binary_search(&b).is_ok())
             }
         }
     }
 }
 
 async fn other(reads: &Reads<'_>, info: SnapshotInfo) -> Result<Other> {
-    let root = reads.objects.root();
-    let file = location(root, &info);
-    let metadata = read_metadata(&file.0, &reads.objects.get(&file).await?)?;
-    let name = info.name.clone();
-    let mut segments: BTreeSet<SegmentId> = segment_ids(&file.0, &metadata)?.into_iter().collect();
-    let mut builds: BTreeSet<BuildId> = metadata.build_ids.iter().copied().map(BuildId).collect();
-    if metadata.segment_ids.is_empty() && !metadata.manifest_list.is_empty() {
-        // From before the JSON listed them (defect D60).
-        let source = reads.read_source(info).await?;
-        let refs = references(&source, root, reads.objects.bucket())?;
-        segments = refs.segments;
-        builds = refs.builds;
+    let record = Record {
+        id: SnapshotId(info.id),
+        collection: CollectionId(info.collection_id),
+        name: info.name.as_str().into(),
+        location: info.s3_location.as_str().into(),
+    };
+    let mut refs = references::read(reads.objects, &record, Extent::Ids).await?;
+    if refs.builds().is_empty() {
+        // From before the JSON listed them (defect D60), or without any.
+        refs = references::read(reads.objects, &record, Extent::Files).await?;
     }
     Ok(Other {
-        name,
-        segments,
-        builds,
+        name: info.name,
+        refs,
     })
 }
 

@@ -3,12 +3,15 @@
 use serde_json::{Map, Value, json};
 
 use crate::engine::format::keys::{Family, Key, Role};
-use crate::engine::ids::{MetaKey, NodeId, PartitionId, Tso};
+use crate::engine::ids::{MetaKey, NodeId, PartitionId, SnapshotId, Tso};
 
+use super::blocked::blocked;
 use super::columns::cell_of;
 use super::data::{Collection, LogSum, Segment};
+use super::references::{Entry, Extent, Status};
 use super::resource::{Cell, RowId};
 use super::rows::{RowRef, View, row};
+use super::text::bytes;
 
 /// A titled list of names and values.
 pub type Section = (&'static str, Vec<(String, Cell)>);
@@ -89,6 +92,7 @@ pub fn detail(view: &View<'_>, id: &RowId) -> Vec<Section> {
                 })
                 .collect();
             push(&mut out, "Pins", pins);
+            push(&mut out, "References", references(view, s.id));
         }
         RowRef::Job(j) => {
             let notes = j
@@ -101,6 +105,60 @@ pub fn detail(view: &View<'_>, id: &RowId) -> Vec<Section> {
             push(&mut out, "Notes", notes);
         }
         _ => {}
+    }
+    out
+}
+
+/// What it refers to, or why that is not known and what waits for it.
+fn references(view: &View<'_>, id: SnapshotId) -> Vec<(String, Cell)> {
+    let Some(entry) = view.references.get(id) else {
+        return Vec::new();
+    };
+    let text = |name: &str, value: String| (name.to_owned(), Cell::Text(value.into()));
+    let count = |n: u64| Cell::Count(i64::try_from(n).unwrap_or(i64::MAX));
+    let mut out = Vec::new();
+    match &entry.status {
+        Status::NotLoaded => out.push(text("state", "not read yet".into())),
+        Status::Loaded { refs, when } => {
+            out.push(text(
+                "state",
+                match refs.extent {
+                    Extent::Ids => "ids read; the manifests follow",
+                    Extent::Files => "read whole",
+                }
+                .into(),
+            ));
+            out.push(("read (UTC)".into(), Cell::Time(*when)));
+            out.push(("segments".into(), count(refs.segments().len() as u64)));
+            out.push(("index builds".into(), count(refs.builds().len() as u64)));
+            if refs.extent == Extent::Files {
+                out.push(("files".into(), count(refs.files)));
+            }
+        }
+        Status::Failed {
+            reason,
+            since,
+            tries,
+            again,
+        } => {
+            out.push(text("state", format!("cannot be read: {reason}")));
+            out.push(("since (UTC)".into(), Cell::Time(*since)));
+            out.push(text("tries", tries.to_string()));
+            out.push(("next try (UTC)".into(), Cell::Time(*again)));
+        }
+    }
+    let collection = entry.record.collection;
+    let all = blocked(view);
+    if let Some(blocked) = all.iter().find(|b| b.collection == collection) {
+        out.push(text(
+            "holds back",
+            format!(
+                "everything of {}: {} dropped segments with {} wait",
+                view.catalog.collection_name(collection),
+                blocked.segments,
+                bytes(blocked.bytes)
+            ),
+        ));
     }
     out
 }
@@ -347,6 +405,8 @@ fn extras(view: &View<'_>, row: RowRef<'_>, out: &mut Map<String, Value>) {
                 })
                 .collect();
             out.insert("pin_list".into(), pins.into());
+            let references = view.references.get(s.id).map(status);
+            out.insert("reference_index".into(), references.into());
             let ids: Vec<String> = s.partitions.iter().map(ToString::to_string).collect();
             out.insert("partition_ids".into(), ids.into());
         }
@@ -368,6 +428,35 @@ fn extras(view: &View<'_>, row: RowRef<'_>, out: &mut Map<String, Value>) {
             out.insert("index_id".into(), b.index.to_string().into());
         }
         _ => {}
+    }
+}
+
+/// Whether it is known what a snapshot refers to: `state`, and with it `segments`, `builds`, `files`, `read`, or `reason`, `since`,
+/// `tries`, `next_try`.
+#[must_use]
+pub fn status(entry: &Entry) -> Value {
+    match &entry.status {
+        Status::NotLoaded => json!({ "state": "not-loaded", "since": entry.seen.utc() }),
+        Status::Loaded { refs, when } => json!({
+            "state": "loaded",
+            "extent": refs.extent,
+            "segments": refs.segments().len(),
+            "builds": refs.builds().len(),
+            "files": refs.files,
+            "read": when.utc(),
+        }),
+        Status::Failed {
+            reason,
+            since,
+            tries,
+            again,
+        } => json!({
+            "state": "failed",
+            "reason": &**reason,
+            "since": since.utc(),
+            "tries": tries,
+            "next_try": again.utc(),
+        }),
     }
 }
 

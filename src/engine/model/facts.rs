@@ -1,27 +1,17 @@
 //! What verdicts of garbage collection rest on: records as far as they matter there, and what snapshots refer to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::data;
+use super::holds::World;
+use super::references::References;
 use crate::engine::ids::{
-    BuildId, CollectionId, IndexId, ObjectKey, SegmentId, SnapshotId, Tso, UnixMs, UnixNs, VChannel,
+    BuildId, CollectionId, FieldId, IndexId, SegmentId, SnapshotId, TaskId, Tso, UnixMs, UnixNs,
+    VChannel,
 };
-
-/// Everything that a snapshot refers to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct References {
-    /// Segments.
-    pub segments: BTreeSet<SegmentId>,
-    /// Index, text and JSON builds.
-    pub builds: BTreeSet<BuildId>,
-    /// Files, one by one: deltas of descendants belong to other segments (`spec/snapshot.md` §4.3).
-    pub files: BTreeSet<ObjectKey>,
-    /// Folders of manifest segments, without trailing slash: everything below.
-    pub folders: BTreeSet<ObjectKey>,
-}
 
 /// Whether a snapshot's references are known. Fails closed: anything but `Loaded` holds its whole collection and all
 /// owners that nobody knows (`spec/snapshot.md` §3.6, defects D3 and D12).
@@ -30,7 +20,7 @@ pub enum Reference {
     /// Not read yet.
     #[default]
     NotLoaded,
-    /// Read, strictly and whole.
+    /// Read, strictly, as far as [`References::extent`] says.
     Loaded(Arc<References>),
     /// Cannot be read, because of this.
     Failed(String),
@@ -66,20 +56,6 @@ pub struct SnapshotFacts {
 }
 
 impl SnapshotFacts {
-    /// From the read model; `reference` is loaded apart.
-    #[must_use]
-    pub fn of(snapshot: &data::Snapshot, reference: Reference) -> Self {
-        Self {
-            id: snapshot.id,
-            collection: snapshot.collection,
-            name: snapshot.name.clone(),
-            state: snapshot.state.number,
-            pending_since: snapshot.pending_since,
-            pins: snapshot.pins.clone(),
-            reference,
-        }
-    }
-
     pub(super) fn label(&self) -> String {
         format!("snapshot {} ({})", self.name, self.id)
     }
@@ -102,42 +78,42 @@ pub struct SegmentFacts {
     pub dropped_at: Option<UnixNs>,
     /// Last consumed position.
     pub dml: Tso,
-    /// Set on parents of a compaction.
-    pub compacted: bool,
     /// Parents.
     pub from: Vec<SegmentId>,
     /// Level zero: never indexed.
     pub l0: bool,
     /// Rows.
     pub rows: i64,
+    /// Text and JSON indexes, as the record names them: older versions of the same are superseded.
+    pub field_indexes: Vec<FieldIndexFacts>,
+}
+
+/// Which files of a field's own index are in use (`spec/layout.md` §7.2, §7.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FieldIndexFacts {
+    /// Of which kind.
+    pub kind: FieldIndexKind,
+    /// Field.
+    pub field: FieldId,
+    /// Build.
+    pub build: BuildId,
+    /// Version of the build.
+    pub version: i64,
+}
+
+/// A kind of index that a segment's own record names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FieldIndexKind {
+    /// `text_log/`
+    Text,
+    /// JSON in this data format: 1 is `json_key_index_log/`, later ones are `json_stats/{format}/`.
+    Json(i64),
 }
 
 /// SegmentState Dropped.
 pub const DROPPED: i32 = 6;
 /// SegmentLevel L0.
 pub const L0: i32 = 1;
-
-impl From<&data::Segment> for SegmentFacts {
-    fn from(segment: &data::Segment) -> Self {
-        Self {
-            id: segment.id,
-            collection: segment.collection,
-            channel: VChannel(segment.channel.to_string()),
-            state: if segment.state.name.is_empty() {
-                segment.state.number.to_string()
-            } else {
-                segment.state.name.to_owned()
-            },
-            dropped: segment.state.number == DROPPED,
-            dropped_at: segment.dropped_at,
-            dml: segment.dml,
-            compacted: segment.compacted,
-            from: segment.compaction_from.clone(),
-            l0: segment.level.number == L0,
-            rows: segment.rows,
-        }
-    }
-}
 
 /// A segment index row.
 #[derive(Clone, Debug)]
@@ -154,19 +130,6 @@ pub struct BuildFacts {
     pub finished: bool,
     /// Marked deleted.
     pub deleted: bool,
-}
-
-impl From<&data::SegmentIndex> for BuildFacts {
-    fn from(row: &data::SegmentIndex) -> Self {
-        Self {
-            build: row.build,
-            index: row.index,
-            collection: row.collection,
-            segment: row.segment,
-            finished: row.state.number == 3,
-            deleted: row.deleted,
-        }
-    }
 }
 
 /// A channel's checkpoint and removal mark.
@@ -211,5 +174,50 @@ impl Default for Tolerances {
             missing_ms: 86_400_000,
             pending_ms: 3_600_000,
         }
+    }
+}
+
+/// Everything that verdicts rest on, at one cut-off time: plain tables. [`indexed`](Self::indexed) makes a [`World`] of it, which answers.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The cut-off: fixed before anything is listed (law 5).
+    pub now: UnixMs,
+    /// Tolerances.
+    pub tolerances: Tolerances,
+    /// Segment records.
+    pub segments: BTreeMap<SegmentId, SegmentFacts>,
+    /// Segment index rows.
+    pub builds: BTreeMap<BuildId, BuildFacts>,
+    /// Index definitions that are not deleted.
+    pub indexes: BTreeMap<CollectionId, BTreeSet<IndexId>>,
+    /// Index definitions that are marked deleted.
+    pub deleted_indexes: BTreeSet<(CollectionId, IndexId)>,
+    /// Analyze tasks: the version that is in use.
+    pub analyze: BTreeMap<TaskId, i64>,
+    /// Snapshot records.
+    pub snapshots: Vec<SnapshotFacts>,
+    /// Channels.
+    pub channels: BTreeMap<VChannel, ChannelFacts>,
+    /// Collections that RootCoord knows, in any state, and those whose record cannot be read.
+    pub collections: BTreeSet<CollectionId>,
+    /// Collections that a live query node may serve.
+    pub served: BTreeSet<CollectionId>,
+    /// Segments that a stored query target names.
+    pub targeted: BTreeSet<SegmentId>,
+    /// Segments of which the record of another segment, in use, names a file.
+    pub borrowed: BTreeMap<SegmentId, SegmentId>,
+    /// Running work.
+    pub work: Vec<Work>,
+    /// Collections with a record that cannot be read.
+    pub unreadable: BTreeMap<CollectionId, String>,
+    /// Set when something that may concern any collection cannot be read.
+    pub unreadable_any: Option<String>,
+}
+
+impl Facts {
+    /// Ready to be asked.
+    #[must_use]
+    pub fn indexed(self) -> World {
+        World::new(self)
     }
 }

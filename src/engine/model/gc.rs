@@ -2,35 +2,53 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::holds::{Hold, Owner, World, snapshot_state};
-use crate::engine::ids::{BuildId, ObjectKey, SegmentId, SnapshotId, UnixMs, VChannel};
+use super::holds::{FieldIndexFacts, FieldIndexKind, Hold, Reason, World, snapshot_state};
+use crate::engine::format::paths::{FieldIndexFile, ObjPath, ParsedPath};
+use crate::engine::ids::{
+    BuildId, CollectionId, IndexId, ObjectKey, SegmentId, SnapshotId, UnixMs, VChannel,
+};
 
-/// A rule by which something is collected.
+/// A rule by which something is collected: a step of Milvus's own collector (`spec/snapshot.md` §6.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rule {
     /// A dropped segment with its logs and indexes (`spec/lifecycle.md` I.10).
     DroppedSegment,
-    /// An index row that is deleted, or whose segment or definition is gone (`spec/snapshot.md` §6.1).
+    /// An index row that is deleted, or whose segment or definition is gone.
     SegmentIndex,
-    /// A snapshot that was never committed (`spec/snapshot.md` §6.3).
+    /// An index definition that is deleted and has no rows left.
+    UnusedIndex,
+    /// A snapshot that was never committed (§6.3).
     PendingSnapshot,
     /// What is left of a dropped snapshot (§6.3; the record goes last, defect D4).
     DeletingSnapshot,
     /// The checkpoint of a channel whose collection is gone (`spec/lifecycle.md` I3.3).
     ChannelCheckpoint,
-    /// An object without a record. Reported, never deleted in this version.
+    /// An earlier version of a text index of a live segment.
+    TextIndex,
+    /// An earlier version of a JSON key index of a live segment.
+    JsonIndex,
+    /// An earlier version of JSON stats of a live segment, or its files in an earlier data format (defect D65: only its own).
+    JsonStats,
+    /// Files of an earlier version of an analyze task.
+    AnalyzeFile,
+    /// An object without a record. Reported, never deleted by a pass.
     Orphan,
 }
 
 impl Rule {
     /// All of them, in the order they run.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 11] = [
         Self::DroppedSegment,
         Self::SegmentIndex,
+        Self::UnusedIndex,
         Self::PendingSnapshot,
         Self::DeletingSnapshot,
         Self::ChannelCheckpoint,
+        Self::TextIndex,
+        Self::JsonIndex,
+        Self::JsonStats,
+        Self::AnalyzeFile,
         Self::Orphan,
     ];
 
@@ -40,9 +58,14 @@ impl Rule {
         match self {
             Self::DroppedSegment => "dropped-segment",
             Self::SegmentIndex => "segment-index",
+            Self::UnusedIndex => "unused-index",
             Self::PendingSnapshot => "pending-snapshot",
             Self::DeletingSnapshot => "deleting-snapshot",
             Self::ChannelCheckpoint => "channel-checkpoint",
+            Self::TextIndex => "text-index",
+            Self::JsonIndex => "json-index",
+            Self::JsonStats => "json-stats",
+            Self::AnalyzeFile => "analyze-file",
             Self::Orphan => "orphan",
         }
     }
@@ -53,11 +76,32 @@ impl Rule {
         Self::ALL.into_iter().find(|rule| rule.name() == name)
     }
 
-    /// Whether this version deletes by it, or only reports.
+    /// Whether a pass deletes by it, or only reports.
     #[must_use]
     pub const fn deletes(self) -> bool {
         !matches!(self, Self::Orphan)
     }
+
+    /// Where the objects lie that have no record of their own and are judged one by one; `None` for rules that begin at a record.
+    #[must_use]
+    pub const fn prefix(self) -> Option<&'static str> {
+        match self {
+            Self::TextIndex => Some("text_log"),
+            Self::JsonIndex => Some("json_key_index_log"),
+            Self::JsonStats => Some("json_stats"),
+            Self::AnalyzeFile => Some("analyze_stats"),
+            _ => None,
+        }
+    }
+}
+
+/// A listing older than this says nothing any more: what it saw is looked at again, ms.
+pub const LISTING_MS: i64 = 60 * 60_000;
+
+/// Whether a listing that began at `began` may still be acted on. A clock that went back is a doubt.
+#[must_use]
+pub const fn is_fresh(began: UnixMs, now: UnixMs) -> bool {
+    now.0 >= began.0 && now.0 - began.0 <= LISTING_MS
 }
 
 /// What is to happen with one thing.
@@ -120,22 +164,22 @@ pub fn build(world: &World, id: BuildId) -> Verdict {
     Verdict::of(holds, rule)
 }
 
+/// Of an index definition.
+#[must_use]
+pub fn index(world: &World, collection: CollectionId, id: IndexId) -> Verdict {
+    Verdict::of(world.holds_index(collection, id), Rule::UnusedIndex)
+}
+
 /// Of a snapshot record.
 #[must_use]
 pub fn snapshot(world: &World, id: SnapshotId) -> Verdict {
-    let deleting = world
-        .snapshots
-        .iter()
-        .any(|s| s.id == id && s.state == snapshot_state::DELETING);
-    let rule = if deleting {
-        Rule::DeletingSnapshot
-    } else {
-        Rule::PendingSnapshot
-    };
-    if world.snapshots.iter().any(|s| s.id == id) {
-        Verdict::of(world.holds_snapshot(id), rule)
-    } else {
-        Verdict::Keep(world.holds_snapshot(id))
+    let holds = world.holds_snapshot(id);
+    match world.snapshot(id) {
+        None => Verdict::Keep(holds),
+        Some(s) if s.state == snapshot_state::DELETING => {
+            Verdict::of(holds, Rule::DeletingSnapshot)
+        }
+        Some(_) => Verdict::of(holds, Rule::PendingSnapshot),
     }
 }
 
@@ -149,33 +193,87 @@ pub fn checkpoint(world: &World, channel: &VChannel) -> Verdict {
     )
 }
 
-/// Of an object in the bucket.
+/// Of an object in the bucket. `modified` is the listing's time.
 #[must_use]
-pub fn object(world: &World, owner: &Owner, key: &ObjectKey, modified: UnixMs) -> Verdict {
-    let recorded = owner
+pub fn object(world: &World, path: &ParsedPath, key: &ObjectKey, modified: UnixMs) -> Verdict {
+    let path = match path {
+        ParsedPath::Known(ObjPath::Opaque(..)) | ParsedPath::Unknown => {
+            return Verdict::Keep(vec![Hold {
+                reason: Reason::Unknown,
+                by: "of a kind that is never touched".into(),
+                until: None,
+            }]);
+        }
+        ParsedPath::Known(path) => path,
+    };
+    let owner = path.owner();
+    if let Some(id) = owner.snapshot.filter(|id| world.snapshot(*id).is_some()) {
+        return snapshot(world, id);
+    }
+    if let Some(rule) = superseded(world, path) {
+        return Verdict::of(world.holds_superseded(&owner, modified), rule);
+    }
+    let rule = if owner
         .segment
         .is_some_and(|s| world.segments.contains_key(&s))
-        || owner.build.is_some_and(|b| world.builds.contains_key(&b))
-        || owner
-            .snapshot
-            .is_some_and(|s| world.snapshots.iter().any(|known| known.id == s));
-    let rule = match (recorded, owner) {
-        (false, _) => Rule::Orphan,
-        (
-            true,
-            Owner {
-                snapshot: Some(id), ..
-            },
-        ) => {
-            return snapshot(world, *id);
-        }
-        (
-            true,
-            Owner {
-                segment: Some(_), ..
-            },
-        ) => Rule::DroppedSegment,
-        (true, _) => Rule::SegmentIndex,
+    {
+        Rule::DroppedSegment
+    } else if owner.build.is_some_and(|b| world.builds.contains_key(&b)) {
+        Rule::SegmentIndex
+    } else {
+        Rule::Orphan
     };
-    Verdict::of(world.holds_object(owner, key, modified), rule)
+    Verdict::of(world.holds_object(&owner, key, modified), rule)
+}
+
+/// The rule by which a file of something live is out of use: its record names a later version of the same. A file of another build, or
+/// of a later version than the record's, may be in the making: no rule takes it.
+#[must_use]
+pub fn superseded(world: &World, path: &ObjPath) -> Option<Rule> {
+    match path {
+        ObjPath::TextLog(file) => {
+            let used = in_use(world, file, |kind| kind == FieldIndexKind::Text)?;
+            earlier(&used, file).then_some(Rule::TextIndex)
+        }
+        ObjPath::JsonKeyIndex(file) => json(world, 1, file).then_some(Rule::JsonIndex),
+        ObjPath::JsonStats(format, file) => json(world, *format, file).then_some(Rule::JsonStats),
+        ObjPath::AnalyzeCentroids(task, version, ..)
+        | ObjPath::AnalyzeOffsets(task, version, ..) => world
+            .analyze
+            .get(task)
+            .is_some_and(|used| version < used)
+            .then_some(Rule::AnalyzeFile),
+        _ => None,
+    }
+}
+
+fn json(world: &World, format: i64, file: &FieldIndexFile) -> bool {
+    in_use(world, file, |kind| matches!(kind, FieldIndexKind::Json(_))).is_some_and(|used| {
+        match used.kind {
+            FieldIndexKind::Json(now) => now > format || (now == format && earlier(&used, file)),
+            FieldIndexKind::Text => false,
+        }
+    })
+}
+
+fn earlier(used: &FieldIndexFacts, file: &FieldIndexFile) -> bool {
+    used.build == file.build && used.version > file.version
+}
+
+/// What the record of a live segment says of a file's field. Nothing when it says two things.
+fn in_use(
+    world: &World,
+    file: &FieldIndexFile,
+    of: impl Fn(FieldIndexKind) -> bool,
+) -> Option<FieldIndexFacts> {
+    let segment = world.segments.get(&file.segment)?;
+    if segment.dropped || segment.collection != file.collection {
+        return None;
+    }
+    let mut found = segment
+        .field_indexes
+        .iter()
+        .filter(|used| used.field == file.field && of(used.kind));
+    let one = found.next()?;
+    found.next().is_none().then_some(*one)
 }

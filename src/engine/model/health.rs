@@ -13,6 +13,8 @@ use super::rows::View;
 pub const FROZEN_MS: u64 = 10 * 60_000;
 /// A snapshot PENDING for longer lost its maker (`spec/oncall.md` §5.2).
 pub const PENDING_MS: u64 = 5 * 60_000;
+/// A snapshot that has not been read for longer is worth a word.
+pub const UNREAD_MS: u64 = 60_000;
 /// A running job that has not moved for longer is stuck.
 pub const STUCK_MS: u64 = 2 * 60_000;
 
@@ -64,6 +66,7 @@ rules! {
     Undecodable "undecodable" "A value that cannot be read";
     SnapshotPending "snapshot-pending" "A snapshot in PENDING for too long";
     SnapshotDeleting "snapshot-deleting" "A snapshot whose deletion has not ended";
+    ReferencesUnknown "references-unknown" "A snapshot's references are not known: nothing of its collection can be deleted";
     TaskFailed "task-failed" "A task of a coordinator has failed";
     BuildFailed "build-failed" "An index has failed builds";
     SegmentsDropped "segments-dropped" "Dropped segments wait for collection and hold bytes";
@@ -162,6 +165,7 @@ pub fn faults(view: &View<'_>) -> Vec<Fault> {
     sessions(view, &mut out);
     collections(view, &mut out);
     snapshots(view, &mut out);
+    references(view, &mut out);
     tasks(view, &mut out);
     jobs(view, &mut out);
     let c = view.catalog;
@@ -375,6 +379,32 @@ fn snapshots(view: &View<'_>, out: &mut Vec<Fault>) {
             }),
             _ => {}
         }
+    }
+}
+
+fn references(view: &View<'_>, out: &mut Vec<Fault>) {
+    for blocked in super::blocked::blocked(view) {
+        if !blocked.failed && view.now.since(blocked.since) < UNREAD_MS {
+            continue;
+        }
+        out.push(Fault {
+            rule: Rule::ReferencesUnknown,
+            severity: if blocked.failed {
+                Severity::Warn
+            } else {
+                Severity::Info
+            },
+            subject: blocked.snapshots.first().map(|id| RowId::Snapshot(*id)),
+            since: Some(blocked.since),
+            reason: format!(
+                "garbage of {} is kept, {} dropped segments with {}: {}",
+                view.catalog.collection_name(blocked.collection),
+                blocked.segments,
+                super::text::bytes(blocked.bytes),
+                blocked.reason
+            ),
+            next: "it is read again by itself; repair the file, or drop the snapshot",
+        });
     }
 }
 

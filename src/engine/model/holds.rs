@@ -1,12 +1,15 @@
 //! Who keeps this byte, and until when. Pure: the screen's "why", the GC simulator and the executor ask the same
 //! functions (law 6). An empty answer is the only permission to delete; whatever could not be read holds (law 5).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Deref;
 
 use serde::{Deserialize, Serialize};
 
 pub use super::facts::*;
+use super::lookup::Lookup;
+use super::references::{Extent, mark};
 use crate::engine::ids::{
     BuildId, CollectionId, IndexId, ObjectKey, SegmentId, SnapshotId, Tso, UnixMs, VChannel,
 };
@@ -43,6 +46,8 @@ pub enum Reason {
     CollectionExists,
     /// Segment records of the collection are left.
     SegmentsLeft,
+    /// Index rows of the definition are left.
+    RowsLeft,
     /// A record of the same collection cannot be read.
     UnreadableRecord,
     /// Nobody here knows what it is.
@@ -68,6 +73,7 @@ impl Reason {
             Self::Young => "young",
             Self::CollectionExists => "collection-exists",
             Self::SegmentsLeft => "segments-left",
+            Self::RowsLeft => "rows-left",
             Self::UnreadableRecord => "unreadable-record",
             Self::Unknown => "unknown",
         }
@@ -103,62 +109,38 @@ fn hold(reason: Reason, by: impl Into<String>) -> Hold {
     }
 }
 
-/// Everything that verdicts rest on, at one cut-off time.
+/// Facts that can be asked. They cannot change any more, so that what is looked up cannot fall behind them.
 #[derive(Clone, Debug, Default)]
 pub struct World {
-    /// The cut-off: fixed before anything is listed (law 5).
-    pub now: UnixMs,
-    /// Tolerances.
-    pub tolerances: Tolerances,
-    /// Segment records.
-    pub segments: BTreeMap<SegmentId, SegmentFacts>,
-    /// Segment index rows.
-    pub builds: BTreeMap<BuildId, BuildFacts>,
-    /// Index definitions that are not deleted.
-    pub indexes: BTreeMap<CollectionId, BTreeSet<IndexId>>,
-    /// Snapshot records.
-    pub snapshots: Vec<SnapshotFacts>,
-    /// Channels.
-    pub channels: BTreeMap<VChannel, ChannelFacts>,
-    /// Collections that RootCoord knows, in any state, and those whose record cannot be read.
-    pub collections: BTreeSet<CollectionId>,
-    /// Collections that a live query node may serve.
-    pub served: BTreeSet<CollectionId>,
-    /// Segments that a stored query target names.
-    pub targeted: BTreeSet<SegmentId>,
-    /// Running work.
-    pub work: Vec<Work>,
-    /// Collections with a record that cannot be read.
-    pub unreadable: BTreeMap<CollectionId, String>,
-    /// Set when something that may concern any collection cannot be read.
-    pub unreadable_any: Option<String>,
-    lineage: BTreeMap<SegmentId, Vec<SegmentId>>,
-    rows_of: BTreeMap<SegmentId, Vec<BuildId>>,
+    facts: Facts,
+    lookup: Lookup,
+}
+
+impl Deref for World {
+    type Target = Facts;
+
+    fn deref(&self) -> &Facts {
+        &self.facts
+    }
 }
 
 pub use crate::engine::format::paths::Owner;
 
 impl World {
-    /// Computes what the questions look up; call it once after filling the tables.
-    #[must_use]
-    pub fn indexed(mut self) -> Self {
-        self.lineage.clear();
-        for segment in self.segments.values() {
-            for parent in &segment.from {
-                self.lineage.entry(*parent).or_default().push(segment.id);
-            }
-        }
-        self.rows_of.clear();
-        for row in self.builds.values() {
-            self.rows_of.entry(row.segment).or_default().push(row.build);
-        }
-        self
+    pub(super) fn new(facts: Facts) -> Self {
+        let lookup = Lookup::of(&facts);
+        Self { facts, lookup }
     }
 
     /// Builds of a segment.
+    pub fn builds_of(&self, segment: SegmentId) -> impl Iterator<Item = BuildId> + '_ {
+        self.lookup.rows.get(segment)
+    }
+
+    /// A snapshot record.
     #[must_use]
-    pub fn builds_of(&self, segment: SegmentId) -> &[BuildId] {
-        self.rows_of.get(&segment).map_or(&[], Vec::as_slice)
+    pub fn snapshot(&self, id: SnapshotId) -> Option<&SnapshotFacts> {
+        self.facts.snapshots.get(*self.lookup.snapshots.get(&id)?)
     }
 
     /// What keeps a segment and all its files.
@@ -172,11 +154,17 @@ impl World {
         }
         let mut out = self.holds_by_reference(Some(segment.collection), Some(id), None);
         for build in self.builds_of(id) {
-            for found in self.held_by_snapshots(Some(segment.collection), None, Some(*build)) {
+            for found in self.held_by_snapshots(Some(segment.collection), None, Some(build)) {
                 if !out.contains(&found) {
                     out.push(found);
                 }
             }
+        }
+        if let Some(by) = self.borrowed.get(&id) {
+            out.push(hold(
+                Reason::Live,
+                format!("segment {by} names a file of it"),
+            ));
         }
         self.after_drop(segment, &mut out);
         self.loaded(segment, &mut out);
@@ -220,11 +208,11 @@ impl World {
         let mut seen = BTreeSet::from([segment.id]);
         let mut open = vec![segment.id];
         while let Some(parent) = open.pop() {
-            for child in self.lineage.get(&parent).into_iter().flatten() {
-                if !seen.insert(*child) {
+            for child in self.lookup.children.get(parent) {
+                if !seen.insert(child) {
                     continue;
                 }
-                let Some(child) = self.segments.get(child) else {
+                let Some(child) = self.segments.get(&child) else {
                     continue;
                 };
                 if self.is_indexed(child) {
@@ -252,8 +240,7 @@ impl World {
         };
         let have: BTreeSet<IndexId> = self
             .builds_of(segment.id)
-            .iter()
-            .filter_map(|b| self.builds.get(b))
+            .filter_map(|b| self.builds.get(&b))
             .filter(|row| row.finished && !row.deleted)
             .map(|row| row.index)
             .collect();
@@ -323,7 +310,7 @@ impl World {
     /// What keeps a snapshot's record and its own files.
     #[must_use]
     pub fn holds_snapshot(&self, id: SnapshotId) -> Vec<Hold> {
-        let Some(snapshot) = self.snapshots.iter().find(|s| s.id == id) else {
+        let Some(snapshot) = self.snapshot(id) else {
             return self
                 .work
                 .iter()
@@ -395,24 +382,29 @@ impl World {
                 format!("collection {collection}"),
             ));
         }
-        let left = self
-            .segments
-            .values()
-            .filter(|s| s.collection == collection)
-            .count();
-        if left > 0 {
+        if let Some(left) = self.lookup.segments_of.get(&collection) {
             out.push(hold(
                 Reason::SegmentsLeft,
                 format!("{left} segment records"),
             ));
         }
         self.unreadable_records(Some(collection), &mut out);
-        out.extend(
-            self.work
-                .iter()
-                .filter(|w| w.collection == Some(collection))
-                .map(|w| hold(Reason::Job, w.by.clone())),
-        );
+        self.worked_on(Some(collection), None, None, &mut out);
+        out
+    }
+
+    /// What keeps an index definition: its rows go first, so that each is judged while it is known what it was for.
+    #[must_use]
+    pub fn holds_index(&self, collection: CollectionId, id: IndexId) -> Vec<Hold> {
+        if !self.deleted_indexes.contains(&(collection, id)) {
+            return vec![hold(Reason::Live, format!("index {id} is defined"))];
+        }
+        let mut out = Vec::new();
+        if let Some(left) = self.lookup.rows_of_index.get(&(collection, id)) {
+            out.push(hold(Reason::RowsLeft, format!("{left} segment index rows")));
+        }
+        self.unreadable_records(Some(collection), &mut out);
+        self.worked_on(Some(collection), None, None, &mut out);
         out
     }
 
@@ -420,14 +412,13 @@ impl World {
     #[must_use]
     pub fn holds_object(&self, owner: &Owner, key: &ObjectKey, modified: UnixMs) -> Vec<Hold> {
         if let Some(snapshot) = owner.snapshot {
-            let known = self.snapshots.iter().any(|s| s.id == snapshot);
             let mut out = self.holds_snapshot(snapshot);
-            if !known {
+            if self.snapshot(snapshot).is_none() {
                 self.young(modified, &mut out);
             }
             return out;
         }
-        let mut out = self.held_file(key);
+        let mut out = self.held_file(owner, key);
         match (owner.segment, owner.build) {
             (Some(segment), _) if self.segments.contains_key(&segment) => {
                 out.extend(self.holds_segment(segment));
@@ -450,7 +441,36 @@ impl World {
         out
     }
 
+    /// What keeps a file that a later version has superseded. Of a live thing, so nothing about its owner's own life is asked; but whoever
+    /// loaded it before may still read it.
+    #[must_use]
+    pub fn holds_superseded(&self, owner: &Owner, modified: UnixMs) -> Vec<Hold> {
+        let mut out = self.holds_by_reference(owner.collection, owner.segment, owner.build);
+        if let Some(segment) = owner.segment.and_then(|id| self.segments.get(&id)) {
+            self.loaded(segment, &mut out);
+        }
+        self.young(modified, &mut out);
+        out
+    }
+
+    /// Whether an object belongs to something in use: the short answer for most objects of a bucket.
+    #[must_use]
+    pub fn is_live(&self, owner: &Owner) -> bool {
+        owner
+            .segment
+            .and_then(|id| self.segments.get(&id))
+            .is_some_and(|segment| !segment.dropped)
+    }
+
     fn young(&self, modified: UnixMs, out: &mut Vec<Hold>) {
+        if modified.0 <= 0 {
+            // 0 is not a time (law 10).
+            out.push(hold(
+                Reason::Unknown,
+                "the store does not say when it was written",
+            ));
+            return;
+        }
         let until = UnixMs(modified.0.saturating_add(self.tolerances.missing_ms));
         if until >= self.now {
             out.push(Hold {
@@ -461,28 +481,27 @@ impl World {
         }
     }
 
-    /// Snapshots that name this very file, whoever its path says it belongs to.
+    /// Snapshots that name this very file, or a file of its owner's.
     #[must_use]
-    pub fn held_file(&self, key: &ObjectKey) -> Vec<Hold> {
-        let below = |folder: &ObjectKey| {
-            key.0
-                .strip_prefix(folder.0.as_str())
-                .is_some_and(|rest| rest.starts_with('/'))
-        };
-        self.snapshots
-            .iter()
-            .filter(|s| match &s.reference {
-                Reference::Loaded(refs) => {
-                    refs.files.contains(key) || refs.folders.iter().any(below)
-                }
-                _ => false,
-            })
-            .map(|s| hold(Reason::Snapshot, s.label()))
+    pub fn held_file(&self, owner: &Owner, key: &ObjectKey) -> Vec<Hold> {
+        let at = &self.lookup;
+        let mut found: Vec<usize> = owner
+            .segment
+            .into_iter()
+            .flat_map(|id| at.by_segment.get(id))
+            .chain(owner.build.into_iter().flat_map(|id| at.by_build.get(id)))
+            .chain(at.by_mark.get(mark(key)))
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+            .into_iter()
+            .map(|i| hold(Reason::Snapshot, self.facts.snapshots[i].label()))
             .collect()
     }
 
     /// Snapshots, unreadable records and running work, for an owner that may be unknown.
-    fn holds_by_reference(
+    pub(super) fn holds_by_reference(
         &self,
         collection: Option<CollectionId>,
         segment: Option<SegmentId>,
@@ -490,38 +509,42 @@ impl World {
     ) -> Vec<Hold> {
         let mut out = self.held_by_snapshots(collection, segment, build);
         self.unreadable_records(collection, &mut out);
-        out.extend(
-            self.work
-                .iter()
-                .filter(|w| {
-                    (collection.is_some() && w.collection == collection)
-                        || segment.is_some_and(|s| w.segments.contains(&s))
-                        || build.is_some_and(|b| w.builds.contains(&b))
-                })
-                .map(|w| hold(Reason::Job, w.by.clone())),
-        );
+        self.worked_on(collection, segment, build, &mut out);
         out
     }
 
-    fn unreadable_records(&self, collection: Option<CollectionId>, out: &mut Vec<Hold>) {
-        match collection {
-            Some(c) => out.extend(
-                self.unreadable
-                    .get(&c)
-                    .map(|why| hold(Reason::UnreadableRecord, why)),
-            ),
-            None => out.extend(
-                self.unreadable
-                    .values()
-                    .next()
-                    .map(|why| hold(Reason::UnreadableRecord, why)),
-            ),
-        }
+    /// Running work on any of these.
+    fn worked_on(
+        &self,
+        collection: Option<CollectionId>,
+        segment: Option<SegmentId>,
+        build: Option<BuildId>,
+        out: &mut Vec<Hold>,
+    ) {
+        let on = &self.lookup;
+        let mut found: Vec<usize> = collection
+            .into_iter()
+            .flat_map(|id| on.work_on.get(id))
+            .chain(segment.into_iter().flat_map(|id| on.work_segment.get(id)))
+            .chain(build.into_iter().flat_map(|id| on.work_build.get(id)))
+            .collect();
+        found.sort_unstable();
+        found.dedup();
         out.extend(
-            self.unreadable_any
-                .iter()
-                .map(|why| hold(Reason::UnreadableRecord, why)),
+            found
+                .into_iter()
+                .map(|i| hold(Reason::Job, self.facts.work[i].by.clone())),
         );
+    }
+
+    fn unreadable_records(&self, collection: Option<CollectionId>, out: &mut Vec<Hold>) {
+        let of = match collection {
+            Some(c) => self.unreadable.get(&c),
+            // Whose it is, nobody knows: any of them.
+            None => self.unreadable.values().next(),
+        };
+        let why = of.into_iter().chain(&self.unreadable_any);
+        out.extend(why.map(|why| hold(Reason::UnreadableRecord, why)));
     }
 
     fn held_by_snapshots(
@@ -530,41 +553,43 @@ impl World {
         segment: Option<SegmentId>,
         build: Option<BuildId>,
     ) -> Vec<Hold> {
+        let at = &self.lookup;
         let concerns = |s: &SnapshotFacts| collection.is_none_or(|c| c == s.collection);
-        let mut out = Vec::new();
-        for snapshot in &self.snapshots {
-            match (snapshot.state, &snapshot.reference) {
-                // Its record goes next; what it referred to is free.
-                (snapshot_state::DELETING, _) => {}
-                (snapshot_state::PENDING, _) => {
-                    let still = self.holds_snapshot(snapshot.id);
-                    if concerns(snapshot) && !still.is_empty() {
-                        out.push(Hold {
-                            reason: Reason::SnapshotPending,
-                            by: format!("{} is being created", snapshot.label()),
-                            until: still.iter().find_map(|h| h.until),
-                        });
+        let mut named: Vec<usize> = segment
+            .into_iter()
+            .flat_map(|id| at.by_segment.get(id))
+            .chain(build.into_iter().flat_map(|id| at.by_build.get(id)))
+            .collect();
+        named.sort_unstable();
+        named.dedup();
+        let mut out: Vec<Hold> = named
+            .iter()
+            .map(|i| hold(Reason::Snapshot, self.facts.snapshots[*i].label()))
+            .collect();
+        let unsure = at.blind.iter().filter(|i| named.binary_search(i).is_err());
+        for snapshot in unsure.map(|i| &self.facts.snapshots[*i]) {
+            if concerns(snapshot) {
+                let why = match &snapshot.reference {
+                    Reference::Failed(why) => why.as_str(),
+                    Reference::Loaded(refs) if refs.extent == Extent::Ids => {
+                        "its manifests are not read yet"
                     }
-                }
-                (_, Reference::Loaded(refs)) => {
-                    if segment.is_some_and(|s| refs.segments.contains(&s))
-                        || build.is_some_and(|b| refs.builds.contains(&b))
-                    {
-                        out.push(hold(Reason::Snapshot, snapshot.label()));
-                    }
-                }
-                (_, unread) => {
-                    if concerns(snapshot) {
-                        let why = match unread {
-                            Reference::Failed(why) => why.as_str(),
-                            _ => "not read yet",
-                        };
-                        out.push(hold(
-                            Reason::SnapshotUnreadable,
-                            format!("{}: {why}", snapshot.label()),
-                        ));
-                    }
-                }
+                    _ => "not read yet",
+                };
+                out.push(hold(
+                    Reason::SnapshotUnreadable,
+                    format!("{}: {why}", snapshot.label()),
+                ));
+            }
+        }
+        for snapshot in at.pending.iter().map(|i| &self.facts.snapshots[*i]) {
+            let still = self.holds_snapshot(snapshot.id);
+            if concerns(snapshot) && !still.is_empty() {
+                out.push(Hold {
+                    reason: Reason::SnapshotPending,
+                    by: format!("{} is being created", snapshot.label()),
+                    until: still.iter().find_map(|h| h.until),
+                });
             }
         }
         out

@@ -1,5 +1,6 @@
 //! The read model: what the keys mean. Pure: no I/O, no clock (time is a parameter), no tokio.
 
+pub mod blocked;
 pub mod catalog;
 pub mod columns;
 pub mod data;
@@ -12,8 +13,10 @@ pub mod holds;
 mod ingest;
 pub mod jobs;
 pub mod keyindex;
+mod lookup;
 pub mod names;
 pub mod overview;
+pub mod references;
 pub mod related;
 pub mod resource;
 pub mod rows;

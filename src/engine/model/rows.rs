@@ -14,6 +14,7 @@ use super::data::{
 };
 use super::jobs::{JobInfo, JobsView};
 use super::keyindex::KeyMeta;
+use super::references::Index;
 use super::resource::{Cell, Kind, RowId, Scope};
 
 /// What rows are read from: one catalog, our jobs, and the time.
@@ -23,6 +24,8 @@ pub struct View<'a> {
     pub catalog: &'a Catalog,
     /// Our jobs.
     pub jobs: &'a JobsView,
+    /// What snapshots refer to, as far as it is known.
+    pub references: &'a Index,
     /// Now, for ages and lags.
     pub now: UnixMs,
 }

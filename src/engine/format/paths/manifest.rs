@@ -118,6 +118,13 @@ impl SegmentBase {
         Some(Self(p.id()?, p.id()?, p.last_id()?))
     }
 
+    /// The folder that a key lies in, whatever the rest of the key is; `None` for what lies in no segment's folder.
+    #[must_use]
+    pub fn above(root: &str, key: &str) -> Option<Self> {
+        let mut p = Parts(strip_root(root, key)?.strip_prefix("insert_log/")?);
+        Some(Self(p.id()?, p.id()?, p.id()?))
+    }
+
     /// The folder under `root`, without a trailing slash.
     #[must_use]
     pub fn to_path(self, root: &str) -> String {

@@ -5,6 +5,7 @@ use crate::engine::model::data::{ConfigItem, Replica, Session, Snapshot, Task, U
 use crate::engine::model::health;
 use crate::engine::model::jobs::{JobInfo, JobKind, JobState};
 use crate::engine::model::keyindex::KeyMeta;
+use crate::engine::model::references::{Extent, Status};
 use crate::engine::model::resource::{Cell, Column, Tone, Unit};
 use crate::engine::model::rows::View;
 
@@ -18,12 +19,24 @@ columns! { SNAPSHOTS, snapshot, Snapshot:
     age "AGE" Age (9, 6) "Since the boundary" => |v, s| age(v, s.create_ts.time());
     partitions "PARTS" Count (6, 5) "Partitions" => |_, s| count(s.partitions.len());
     pins "PINS" Count (5, 4) "Pins whose time is not over: it cannot be dropped" => |v, s| count(s.pins.iter().filter(|p| p.is_active(v.now)).count());
+    references "REFS" State (8, 6) "Whether it is known what it refers to: before that, nothing of its collection is deleted" => |v, s| references(v, s);
     id "ID" Id (20, 18) "Snapshot id" => |_, s| id(s.id.0);
     pending "PENDING FOR" Age (11, 8) wide "Time in PENDING" => |v, s| if s.state.number == 1 { age(v, s.pending_since) } else { Cell::None };
     protected "PROTECTED UNTIL" Time (20, 16) wide "End of compaction protection" => |_, s| s.protected_until
         .map_or(Cell::None, |t| Cell::Time(t.to_ms()));
     location "LOCATION" Text (50, 12) wide "Key of the metadata file" => |_, s| text(s.location.clone());
     description "DESCRIPTION" Text (30, 8) wide "Description" => |_, s| text(s.description.clone());
+}
+
+/// Only committed snapshots refer to anything, and without a bucket nobody can know to what.
+fn references(view: &View<'_>, s: &Snapshot) -> Cell {
+    match view.references.get(s.id).map(|entry| &entry.status) {
+        None => Cell::None,
+        Some(Status::NotLoaded) => state("reading", Tone::Busy),
+        Some(Status::Loaded { refs, .. }) if refs.extent == Extent::Ids => state("ids", Tone::Busy),
+        Some(Status::Loaded { .. }) => state("loaded", Tone::Good),
+        Some(Status::Failed { .. }) => state("FAILED", Tone::Bad),
+    }
 }
 
 columns! { JOBS, job, JobInfo:
