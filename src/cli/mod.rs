@@ -423,8 +423,14 @@ pub async fn run(command: Command, handle: Handle, out: &mut (dyn Write + Send))
     }
     journal(&mut handle).await;
     match command {
-        Command::Get(args) => verbs::get(&handle, &args, out).map(|()| 0),
-        Command::Describe(args) => verbs::describe(&handle, &args, out).await.map(|()| 0),
+        Command::Get(args) => {
+            verbs::known(&mut handle, &args.kind).await?;
+            verbs::get(&handle, &args, out).map(|()| 0)
+        }
+        Command::Describe(args) => {
+            verbs::known(&mut handle, &args.kind).await?;
+            verbs::describe(&handle, &args, out).await.map(|()| 0)
+        }
         Command::Snapshot(command) => verbs::snapshot(&mut handle, command, out).await,
         Command::Restore(command) => verbs::restore(&mut handle, command, out).await,
         Command::Gc(command) => verbs::gc(&mut handle, command, out).await,

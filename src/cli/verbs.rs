@@ -7,6 +7,7 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Handle, Reply, Request};
 use crate::engine::ids::{CollectionId, JobId, PinId, SnapshotId};
 use crate::engine::model::jobs::JobKind;
+use crate::engine::model::references::{Entry, Index, Status};
 use crate::engine::model::resource::{self, Kind, RowId, Scope, View};
 use crate::engine::plan::Intent;
 
@@ -58,6 +59,26 @@ fn snapshot_id(handle: &Handle, name: &str) -> Result<SnapshotId> {
             format!("{name} is not a snapshot: {other:?}"),
         )),
     })
+}
+
+/// Longest wait of a list of snapshots for what they refer to.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// Where a kind shows what snapshots refer to, waits a little until their ids have been read, or could not be.
+pub async fn known(handle: &mut Handle, of: &str) -> Result<()> {
+    if kind(of)? != Kind::Snapshots || handle.place.bucket == "none" {
+        return Ok(());
+    }
+    let clock = handle.clock.clone();
+    let looked_at = |index: &std::sync::Arc<Index>| {
+        let unread = |e: &Entry| matches!(e.status, Status::NotLoaded);
+        index.known && !index.entries().any(unread)
+    };
+    tokio::select! {
+        _ = handle.references.wait_for(looked_at) => {}
+        () = clock.sleep(PATIENCE) => {}
+    }
+    Ok(())
 }
 
 /// `get`.

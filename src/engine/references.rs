@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::clock::Clock;
 use super::handle::Conn;
-use super::ids::UnixMs;
+use super::ids::{MetaRev, UnixMs};
 use super::jobs::references::Keeper;
 use super::model::catalog::Catalog;
 use super::model::references::{Extent, Record, refers};
@@ -18,6 +18,8 @@ use super::objects::ObjectRead;
 const IDS_AFTER: Duration = Duration::from_millis(300);
 /// Manifests are many; whoever stays this long wants to know.
 const FILES_AFTER: Duration = Duration::from_secs(2);
+/// Longest wait for the catalog of the moment that the connection speaks of.
+const WHOLE: Duration = Duration::from_secs(1);
 /// The shortest pause after a store that did not answer.
 const SILENT: Duration = Duration::from_secs(5);
 
@@ -39,8 +41,16 @@ impl Follower {
     /// Runs until the catalog's owner is gone.
     pub async fn run(mut self) {
         let whole = |conn: &Conn| matches!(conn, Conn::Live { .. } | Conn::Static { .. });
-        if self.conn.wait_for(whole).await.is_err() {
-            return;
+        let at = match self.conn.wait_for(whole).await.as_deref() {
+            Ok(Conn::Live { rev, .. } | Conn::Static { rev }) => *rev,
+            Ok(_) => MetaRev(0),
+            Err(_) => return,
+        };
+        // An index of no snapshots would be taken for one in which every snapshot is known.
+        let clock = self.clock.clone();
+        tokio::select! {
+            _ = self.catalog.wait_for(|catalog| catalog.rev >= at) => {}
+            () = clock.sleep(WHOLE) => {}
         }
         self.records();
         self.clock.sleep(IDS_AFTER).await;

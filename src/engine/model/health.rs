@@ -397,7 +397,7 @@ fn references(view: &View<'_>, out: &mut Vec<Fault>) {
             subject: blocked.snapshots.first().map(|id| RowId::Snapshot(*id)),
             since: Some(blocked.since),
             reason: format!(
-                "garbage of {} is kept, {} dropped segments with {}: {}",
+                "nothing of {} can be collected, {} dropped segments with {} wait: {}",
                 view.catalog.collection_name(blocked.collection),
                 blocked.segments,
                 super::text::bytes(blocked.bytes),

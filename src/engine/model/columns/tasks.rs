@@ -15,11 +15,11 @@ columns! { SNAPSHOTS, snapshot, Snapshot:
     name "NAME" Text (28, 10) "Name, unique in its collection" => |_, s| shared(&s.name);
     collection "COLLECTION" Text (24, 8) "Source collection" => |v, s| collection_cell(v, s.collection);
     state "STATE" State (10, 8) "SnapshotState; PENDING for long means that its maker died" => |v, s| health::snapshot_state(v, s);
+    references "REFS" State (8, 6) "Whether it is known what it refers to: before that, nothing of its collection is deleted" => |v, s| references(v, s);
     boundary "BOUNDARY (UTC)" Time (20, 16) "Lowest boundary of its channels: rows after it may be outside" => |_, s| time(s.create_ts);
     age "AGE" Age (9, 6) "Since the boundary" => |v, s| age(v, s.create_ts.time());
-    partitions "PARTS" Count (6, 5) "Partitions" => |_, s| count(s.partitions.len());
     pins "PINS" Count (5, 4) "Pins whose time is not over: it cannot be dropped" => |v, s| count(s.pins.iter().filter(|p| p.is_active(v.now)).count());
-    references "REFS" State (8, 6) "Whether it is known what it refers to: before that, nothing of its collection is deleted" => |v, s| references(v, s);
+    partitions "PARTS" Count (6, 5) "Partitions" => |_, s| count(s.partitions.len());
     id "ID" Id (20, 18) "Snapshot id" => |_, s| id(s.id.0);
     pending "PENDING FOR" Age (11, 8) wide "Time in PENDING" => |v, s| if s.state.number == 1 { age(v, s.pending_since) } else { Cell::None };
     protected "PROTECTED UNTIL" Time (20, 16) wide "End of compaction protection" => |_, s| s.protected_until
