@@ -155,7 +155,7 @@ fn drop_segment(keys: &mut [LabKey]) {
             info.state = 6;
             info.dropped_at = 1_600_000_000_000_000_000;
             // Of a channel that is gone: its checkpoint is not in the way.
-            info.insert_channel = "gone".to_owned();
+            "gone".clone_into(&mut info.insert_channel);
             *value = info.encode_to_vec();
         }
     }
