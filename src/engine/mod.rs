@@ -3,7 +3,7 @@
 pub mod attach;
 pub mod clock;
 pub mod doctor;
-mod dump;
+pub mod dump;
 mod dynamic;
 pub mod error;
 pub mod format;
@@ -266,8 +266,9 @@ impl World {
     }
 }
 
-/// What can be planned, and run where writing is allowed.
-fn registry() -> Registry {
+/// Every kind of job: what can be planned, and run where writing is allowed.
+#[must_use]
+pub fn registry() -> Registry {
     Registry::default()
         .with(jobs::restore::Restore::default())
         .with(jobs::gc::Gc::default())
