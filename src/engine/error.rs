@@ -1,7 +1,36 @@
 //! One error type. A line of it names the thing, the cause and the fix.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
+
+/// Characters kept of a context value: an object's key has at most 1,024 bytes.
+const VALUE: usize = 1_024;
+/// Characters kept of what happened.
+const WHAT: usize = 4_000;
+/// Characters kept of a cause: libraries quote what they could not read.
+const CAUSE: usize = 500;
+
+/// `text` as one line of at most `most` characters, with what it lost said. Bytes from a store may be of any length and hold
+/// line breaks and escape sequences, which a terminal would obey.
+#[must_use]
+pub fn line(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most && !text.chars().any(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::new();
+    for (n, c) in text.chars().enumerate() {
+        if n == most {
+            return Cow::Owned(format!("{out}… ({} bytes)", text.len()));
+        }
+        match c {
+            '\n' | '\r' | '\t' => out.push(' '),
+            c if c.is_control() => out.extend(c.escape_default()),
+            c => out.push(c),
+        }
+    }
+    Cow::Owned(out)
+}
 
 /// What the operator can do about it; also decides the exit code (`docs/cli.md`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,8 +53,10 @@ pub enum ErrorKind {
     Denied,
     /// Bytes that should be readable are not; the message names the file and the offset.
     Corrupt,
-    /// A store's limit is in the way (operations, bytes, compacted history, space).
+    /// A store's limit is in the way (operations, bytes, compacted history).
     Limit,
+    /// The store has no room left, and nothing was changed. It goes on when somebody makes room.
+    Full,
     /// The write may or may not have happened. Its step marker must be read before anything else.
     OutcomeUnknown,
     /// The revision asked for is compacted away: list again.
@@ -58,7 +89,7 @@ impl Error {
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
         Self(Arc::new(Inner {
             kind,
-            what: what.into(),
+            what: line(&what.into(), WHAT).into_owned(),
             context: Vec::new(),
             fix: None,
             source: None,
@@ -83,7 +114,7 @@ impl Error {
     /// Adds `name=value`, e.g. the bucket, the key, the endpoint. Never a secret.
     #[must_use]
     pub fn with(self, name: &'static str, value: impl fmt::Display) -> Self {
-        let value = value.to_string();
+        let value = line(&value.to_string(), VALUE).into_owned();
         self.edit(|inner| inner.context.push((name, value)))
     }
 
@@ -131,7 +162,7 @@ impl Error {
     /// Whether the same call may be made again without harm and with hope.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        self.0.kind == ErrorKind::Unreachable
+        matches!(self.0.kind, ErrorKind::Unreachable | ErrorKind::Full)
     }
 }
 
@@ -146,8 +177,9 @@ impl fmt::Display for Error {
             f.write_str(")")?;
         }
         if let Some(source) = &self.0.source {
-            let cause = source.to_string().replace('\n', " ");
-            if !cause.is_empty() && !self.0.what.contains(&cause) {
+            let cause = source.to_string();
+            let cause = line(&cause, CAUSE);
+            if !cause.is_empty() && !self.0.what.contains(&*cause) {
                 write!(f, ": {cause}")?;
             }
         }

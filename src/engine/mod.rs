@@ -3,7 +3,7 @@
 pub mod attach;
 pub mod clock;
 pub mod doctor;
-mod dump;
+pub mod dump;
 mod dynamic;
 pub mod error;
 pub mod format;
@@ -258,15 +258,7 @@ impl World {
 
     /// What can be planned, and run where writing is allowed.
     fn registry(&self) -> Registry {
-        Registry::default()
-            .with(jobs::restore::Restore::default())
-            .with(jobs::gc::Gc::new(self.tolerances, self.keeper.clone()))
-            .with(jobs::snapshot_create::CreateSnapshot)
-            .with(jobs::snapshot_drop::DropSnapshot)
-            .with(jobs::snapshot_pin::PinSnapshot)
-            .with(jobs::snapshot_unpin::UnpinSnapshot)
-            .with(jobs::snapshot_verify::VerifySnapshot)
-            .with(jobs::demo::Demo)
+        registry(jobs::gc::Gc::new(self.tolerances, self.keeper.clone()))
     }
 
     /// The one holder of the writers (law 2). `None` when this attach may not write.
@@ -312,6 +304,20 @@ impl World {
             }
         }
     }
+}
+
+/// Every kind of job: what can be planned, and run where writing is allowed.
+#[must_use]
+pub fn registry(gc: jobs::gc::Gc) -> Registry {
+    Registry::default()
+        .with(jobs::restore::Restore::default())
+        .with(gc)
+        .with(jobs::snapshot_create::CreateSnapshot)
+        .with(jobs::snapshot_drop::DropSnapshot)
+        .with(jobs::snapshot_pin::PinSnapshot)
+        .with(jobs::snapshot_unpin::UnpinSnapshot)
+        .with(jobs::snapshot_verify::VerifySnapshot)
+        .with(jobs::demo::Demo)
 }
 
 /// Everything under the root: what the catalog is made of.

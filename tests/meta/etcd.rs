@@ -566,7 +566,7 @@ async fn a_full_database_is_named() {
     }
     says(
         &refused.unwrap(),
-        ErrorKind::Limit,
+        ErrorKind::Full,
         &["NOSPACE", "defragment", "quota-backend-bytes"],
     );
     let status = store.status().await.unwrap();

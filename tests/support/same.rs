@@ -54,9 +54,24 @@ async fn logs(world: &World, of: CollectionId) -> BTreeMap<i64, Logs> {
     out
 }
 
-/// Everything one to one: the check of the whole feature.
-#[allow(clippy::too_many_lines, reason = "one comparison after the other")]
+/// Everything one to one, and nothing else in the bucket: the check of the whole feature.
 pub async fn same(world: &World, made: &Made, name: &str, label: &str) {
+    let seen = copied(world, made, name, label).await;
+    let bytes = objects(&*world.objects).await;
+    let ours: BTreeSet<String> = bytes
+        .keys()
+        .filter(|k| !lab_keys().contains(k.as_str()) && !k.contains("/snapshots/"))
+        .cloned()
+        .collect();
+    assert_eq!(
+        ours, seen,
+        "{label}: nothing else was written to the bucket"
+    );
+}
+
+/// Everything one to one. Answers the objects of the copy.
+#[allow(clippy::too_many_lines, reason = "one comparison after the other")]
+pub async fn copied(world: &World, made: &Made, name: &str, label: &str) -> BTreeSet<String> {
     let meta = &*world.meta;
     let (db, c, info) = target(world, name).await;
     let description = made.metadata.collection.as_ref().unwrap();
@@ -223,15 +238,6 @@ pub async fn same(world: &World, made: &Made, name: &str, label: &str) {
             }
         }
     }
-    let ours: BTreeSet<String> = bytes
-        .keys()
-        .filter(|k| !lab_keys().contains(k.as_str()) && !k.contains("/snapshots/"))
-        .cloned()
-        .collect();
-    assert_eq!(
-        ours, seen,
-        "{label}: nothing else was written to the bucket"
-    );
     let names =
         |of: CollectionId, list: Vec<(Key, pb::index::FieldIndex)>| -> BTreeMap<String, Vec<_>> {
             list.into_iter()
@@ -265,6 +271,7 @@ pub async fn same(world: &World, made: &Made, name: &str, label: &str) {
         assert_eq!(value.map(|m| &m[..]), Some(&b"non-removed"[..]), "{label}");
     }
     unpinned(world, made, label).await;
+    seen
 }
 
 pub fn lab_keys() -> &'static BTreeSet<&'static str> {

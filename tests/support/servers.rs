@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use etcd_client::{
     Certificate, Client, ConnectOptions, Identity, TlsOptions, Txn, TxnOp, TxnOpResponse,
 };
+use falconer::engine::profile::EtcdProfile;
 use tempfile::TempDir;
 
 use super::certs::CertFiles;
@@ -299,6 +300,15 @@ impl Etcd {
 
     fn running(&self) -> &Process {
         self.process.as_ref().expect("this etcd runs")
+    }
+
+    /// How the engine reaches it: plain, with the user where it wants one.
+    pub fn profile(&self) -> EtcdProfile {
+        let mut profile = EtcdProfile::plain([self.endpoint()]);
+        if let Some(password) = &self.options.root_password {
+            profile.user = Some(("root".into(), password.as_str().into()));
+        }
+        profile
     }
 
     /// What a client of this server needs: certificates, user and password.

@@ -1,7 +1,7 @@
 //! The captured cluster with a snapshot in it, written the way Milvus writes one: files first, committed record last. The
 //! maker shares no code with the engine's own create, so that a restore is not tested against its twin.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -444,6 +444,19 @@ async fn write(
         metadata,
         key,
     }
+}
+
+/// Every object that a snapshot refers to.
+pub fn named(made: &Made) -> BTreeSet<String> {
+    let mut out = BTreeSet::new();
+    for s in &made.segments {
+        let logs = [&s.binlogs, &s.statslogs, &s.deltalogs, &s.bm25_statslogs];
+        let logs = logs.into_iter().flatten().flat_map(|f| &f.binlogs);
+        out.extend(logs.map(|b| b.log_path.clone()));
+        let index = s.index_files.iter().flat_map(|f| &f.index_file_paths);
+        out.extend(index.cloned());
+    }
+    out
 }
 
 pub async fn put(meta: &dyn MetaWrite, key: &MetaKey, value: Vec<u8>) {

@@ -16,8 +16,12 @@ pub const TOMBSTONE: [u8; 3] = [0xE2, 0x9B, 0xBC];
 /// What the TiKV metastore stores for an empty value.
 pub const TIKV_EMPTY: &[u8] = b"__milvus_reserved_empty_tikv_value_DO_NOT_USE";
 
-/// Targets larger than this when unpacked are refused: a few megabytes are usual.
-const MAX_UNPACKED: u64 = 1 << 30;
+/// Bytes that a zstd frame may become for each of its own, and beside them: ids of one cluster shrink by ten, and three bytes
+/// of a hostile frame would become 128 KiB.
+const UNPACKED: (u64, u64) = (1_000, 1 << 20);
+
+/// Largest window a frame may ask for: it is reserved before the first byte is read. Milvus's encoder asks for 8 MiB.
+const WINDOW: u64 = 32 << 20;
 
 /// A value's encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,15 +102,18 @@ pub fn unwrap(codec: Codec, value: &[u8]) -> Result<Cow<'_, [u8]>, String> {
 }
 
 fn unpack(frame: &[u8]) -> Result<Vec<u8>, String> {
-    let decoder = ruzstd::decoding::StreamingDecoder::new(frame)
+    let decoder = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(frame, WINDOW)
         .map_err(|cause| format!("not a zstd frame: {cause}"))?;
+    let most = frame.len() as u64 * UNPACKED.0 + UNPACKED.1;
     let mut out = Vec::new();
     decoder
-        .take(MAX_UNPACKED + 1)
+        .take(most + 1)
         .read_to_end(&mut out)
         .map_err(|cause| format!("a broken zstd frame: {cause}"))?;
-    if out.len() as u64 > MAX_UNPACKED {
-        return Err("a zstd frame of more than 1 GiB".to_owned());
+    if out.len() as u64 > most {
+        return Err(format!(
+            "a zstd frame that unpacks to more than {most} bytes"
+        ));
     }
     Ok(out)
 }

@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::engine::error::line;
+
 /// A session. Zero-valued members are left out by Milvus, so everything has a default; unknown members are ignored
 /// (sessions are read, never written).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -39,7 +41,8 @@ pub struct Session {
 impl Session {
     /// Reads a session's value; the error is the reason for an undecodable row.
     pub fn parse(value: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(value).map_err(|cause| format!("not a session: {cause}"))
+        serde_json::from_slice(value)
+            .map_err(|cause| format!("not a session: {}", line(&cause.to_string(), 200)))
     }
 
     /// Whether this query node lives inside a streaming node.

@@ -69,7 +69,8 @@ pub fn read_metadata(file: &str, bytes: &[u8]) -> Result<SnapshotMetadata> {
     let message = json::parse(MESSAGE, bytes).map_err(|e| e.with("file", file))?;
     let mut metadata: SnapshotMetadata = json::lower(&message).map_err(|e| e.with("file", file))?;
     shapes(metadata.format_version).map_err(|e| e.with("file", file))?;
-    if let Some((path, name)) = json::unplaced(MESSAGE, bytes)?.enums.first() {
+    let unplaced = json::unplaced(MESSAGE, bytes).map_err(|e| e.with("file", file))?;
+    if let Some((path, name)) = unplaced.enums.first() {
         return Err(Error::new(
             ErrorKind::Unsupported,
             format!("the snapshot's {path} is {name}, which is not known"),

@@ -90,7 +90,11 @@ fn is_nothing(credit: &i64) -> bool {
 
 /// Ascending numbers as pairs of a first one and how many follow each other.
 mod runs {
+    use serde::de::Error as _;
     use serde::{Deserialize, Deserializer, Serializer};
+
+    /// Files that a run may have: a damaged record must not ask for gigabytes.
+    const MOST: u64 = 1 << 24;
 
     #[expect(clippy::ptr_arg, reason = "serde passes the field as it is")]
     pub fn serialize<S: Serializer>(all: &Vec<u32>, to: S) -> Result<S::Ok, S::Error> {
@@ -102,6 +106,9 @@ mod runs {
 
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u32>, D::Error> {
         let runs = Vec::<(u32, u32)>::deserialize(from)?;
+        if runs.iter().map(|(_, many)| u64::from(*many)).sum::<u64>() > MOST {
+            return Err(D::Error::custom("more files than a run can have"));
+        }
         let run = |(first, many): (u32, u32)| first..first.saturating_add(many);
         Ok(runs.into_iter().flat_map(run).collect())
     }

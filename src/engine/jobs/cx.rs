@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -51,18 +52,42 @@ pub struct Dials {
     throttle: AtomicU64,
     /// Told of every movement.
     pub changed: Arc<Notify>,
+    clock: Arc<dyn Clock>,
+    /// When a store began to refuse us, [`Clock::mono`].
+    refused: Mutex<Option<Duration>>,
 }
+
+/// How long a job bears that a store refuses it: a key that is being rotated, a rule that is being mended. What is refused longer
+/// is meant so.
+const REFUSED: Duration = Duration::from_mins(2);
 
 impl Dials {
     /// Fresh ones; `changed` is told of every movement.
     pub fn new(clock: Arc<dyn Clock>, changed: Arc<Notify>) -> Self {
         Self {
-            meter: ProgressMeter::new(clock, changed.clone()),
+            meter: ProgressMeter::new(clock.clone(), changed.clone()),
             notes: Mutex::default(),
+            clock,
+            refused: Mutex::default(),
             parallel: AtomicU32::new(PARALLEL),
             throttle: AtomicU64::new(0),
             changed,
         }
+    }
+
+    /// Whether what failed may be tried again although we were refused.
+    pub fn bears(&self, e: &Error) -> bool {
+        if e.kind() != ErrorKind::Denied {
+            return false;
+        }
+        let now = self.clock.mono();
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        now.saturating_sub(*refused.get_or_insert(now)) < REFUSED
+    }
+
+    /// A step went through.
+    pub fn relieved(&self) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Adds a note, unless it is the last one again.
@@ -278,6 +303,11 @@ impl JobCx {
     /// Says something that the operator should know. Journaled with the next step.
     pub fn note(&self, text: impl Into<String>) {
         self.dials.note(text.into());
+    }
+
+    /// Whether what failed may be tried again although a store refused us ([`Dials::bears`]).
+    pub fn bears(&self, e: &Error) -> bool {
+        self.dials.bears(e)
     }
 
     /// How many copies may run at once; may change while they do.

@@ -102,6 +102,7 @@ impl Driver {
             match outcome {
                 Ok(next) => {
                     wait = Duration::from_millis(200);
+                    self.running.dials.relieved();
                     self.take(next);
                 }
                 Err(e) if e.kind() == ErrorKind::Fenced => {
@@ -121,7 +122,7 @@ impl Driver {
                         Fenced::Foreign(why) => self.turn_back(&why),
                     }
                 }
-                Err(e) if again(&e) => {
+                Err(e) if again(&e) || self.running.dials.bears(&e) => {
                     self.running.dials.note(format!("trying again: {e}"));
                     self.executor.clock().sleep(wait).await;
                     wait = (wait * 2).min(LONGEST);

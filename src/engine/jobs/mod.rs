@@ -35,7 +35,7 @@ mod restore_records;
 pub mod restore_source;
 pub mod restore_state;
 mod restore_undo;
-mod restore_v3;
+pub mod restore_v3;
 mod restore_watch;
 pub mod runner;
 pub mod select;

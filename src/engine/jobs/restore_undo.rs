@@ -113,7 +113,7 @@ pub(super) async fn step(cx: &JobCx, mut state: State, why: &Error) -> Result<Ne
 /// Keeps in mind what could not be taken back, so that the other steps are taken all the same. What may pass is the runner's
 /// business.
 fn left(cx: &JobCx, state: &mut State, what: &str, e: Error) -> Result<()> {
-    if passes(&e) {
+    if passes(cx, &e) {
         return Err(e);
     }
     let text = cut(format!("{what}: {e}"));
@@ -122,8 +122,8 @@ fn left(cx: &JobCx, state: &mut State, what: &str, e: Error) -> Result<()> {
     Ok(())
 }
 
-fn passes(e: &Error) -> bool {
-    again(e) || matches!(e.kind(), ErrorKind::Fenced | ErrorKind::Cancelled)
+fn passes(cx: &JobCx, e: &Error) -> bool {
+    again(e) || cx.bears(e) || matches!(e.kind(), ErrorKind::Fenced | ErrorKind::Cancelled)
 }
 
 fn at(mut state: State, step: Step) -> State {
@@ -198,7 +198,7 @@ async fn remove_objects(cx: &JobCx, ids: Range) -> Result<(usize, Kept)> {
     while let Some((done, key)) = deletes.next().await {
         match done {
             Ok(there) => gone += usize::from(there),
-            Err(e) if passes(&e) => return Err(e),
+            Err(e) if passes(cx, &e) => return Err(e),
             Err(e) => kept.push((key, e)),
         }
     }

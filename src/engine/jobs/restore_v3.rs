@@ -1,9 +1,7 @@
 //! The files that a storage V3 manifest declares (`spec/layout.md` §7.5): what a restore must copy, no more and no less.
 
-use apache_avro::Reader;
-use apache_avro::types::Value;
-
 use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::format::manifest::container::{Container, Datum, MAGIC};
 use crate::engine::ids::ObjectKey;
 
 /// Files, and folders of which every object counts.
@@ -15,12 +13,9 @@ pub struct Declared {
     pub folders: Vec<ObjectKey>,
 }
 
-/// Avro object container, the encoding since March 2026.
-const CONTAINER: &[u8] = b"Obj\x01";
-
 /// Reads the manifest `file` of the segment folder `base` (no trailing slash).
 pub fn declared(file: &ObjectKey, base: &str, bytes: &[u8]) -> Result<Declared> {
-    if !bytes.starts_with(CONTAINER) {
+    if !bytes.starts_with(MAGIC) {
         return Err(Error::new(
             ErrorKind::Unsupported,
             format!("storage manifest {file} is in an encoding from before March 2026, which this build does not read"),
@@ -34,14 +29,8 @@ pub fn declared(file: &ObjectKey, base: &str, bytes: &[u8]) -> Result<Declared> 
         )
         .fix("the file is damaged: restore it from a backup of the bucket, or take a new snapshot")
     };
-    let mut reader = Reader::new(bytes).map_err(|e| bad(e.to_string()))?;
-    let record = reader
-        .next()
-        .ok_or_else(|| bad("it holds no record".into()))?
-        .map_err(|e| bad(e.to_string()))?;
-    if reader.next().is_some() {
-        return Err(bad("it holds more than one record".into()));
-    }
+    let container = Container::read(&file.0, bytes)?;
+    let record = container.record()?;
     let mut out = Declared::default();
     let mut file_at = |folder: &str, path: &str| -> Result<()> {
         out.files.push(
@@ -50,31 +39,31 @@ pub fn declared(file: &ObjectKey, base: &str, bytes: &[u8]) -> Result<Declared> 
         );
         Ok(())
     };
-    for group in items(field(&record, "column_groups")) {
-        for part in items(field(group, "files")) {
-            file_at("_data", text(field(part, "path")).unwrap_or_default())?;
+    for group in list(&record, "column_groups") {
+        for part in list(group, "files") {
+            file_at("_data", text(part, "path"))?;
         }
     }
-    for log in items(field(&record, "delta_logs")) {
-        file_at("_delta", text(field(log, "path")).unwrap_or_default())?;
+    for log in list(&record, "delta_logs") {
+        file_at("_delta", text(log, "path"))?;
     }
-    if let Some(Value::Map(stats)) = field(&record, "stats").map(plain) {
-        for entry in stats.values() {
-            for path in items(field(entry, "paths")) {
-                file_at("_stats", text(Some(path)).unwrap_or_default())?;
+    if let Some(Datum::Map(stats)) = record.get("stats") {
+        for (_, entry) in stats {
+            for path in list(entry, "paths") {
+                file_at("_stats", path.text().unwrap_or_default())?;
             }
         }
     }
-    for lob in items(field(&record, "lob_files")) {
-        let path = text(field(lob, "path")).unwrap_or_default();
+    for lob in list(&record, "lob_files") {
+        let path = text(lob, "path");
         let (partition, _) = base
             .rsplit_once('/')
             .ok_or_else(|| bad(format!("{base} is not a segment's folder")))?;
         file_at_partition(partition, path, &mut out)
             .ok_or_else(|| bad(format!("LOB path {path:?} is not usable")))?;
     }
-    for index in items(field(&record, "indexes")) {
-        let path = text(field(index, "path")).unwrap_or_default();
+    for index in list(&record, "indexes") {
+        let path = text(index, "path");
         if path.is_empty() {
             continue;
         }
@@ -102,30 +91,10 @@ fn usable(path: &str) -> bool {
     !path.contains("://") && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
-fn plain(value: &Value) -> &Value {
-    match value {
-        Value::Union(_, inner) => plain(inner),
-        other => other,
-    }
+fn list<'a, 'b>(record: &'b Datum<'a>, name: &str) -> &'b [Datum<'a>] {
+    record.get(name).map_or(&[], Datum::items)
 }
 
-fn field<'a>(record: &'a Value, name: &str) -> Option<&'a Value> {
-    match plain(record) {
-        Value::Record(fields) => fields.iter().find(|(n, _)| n == name).map(|(_, v)| v),
-        _ => None,
-    }
-}
-
-fn items(value: Option<&Value>) -> &[Value] {
-    match value.map(plain) {
-        Some(Value::Array(items)) => items,
-        _ => &[],
-    }
-}
-
-fn text(value: Option<&Value>) -> Option<&str> {
-    match value.map(plain) {
-        Some(Value::String(text)) => Some(text),
-        _ => None,
-    }
+fn text<'a>(record: &Datum<'a>, name: &str) -> &'a str {
+    record.get(name).and_then(Datum::text).unwrap_or_default()
 }

@@ -11,6 +11,14 @@ pub(super) struct Cursor<'a> {
     at: usize,
 }
 
+/// The head of a block of a list.
+pub(super) struct Block {
+    pub items: u64,
+    start: usize,
+    begin: usize,
+    size: Option<i64>,
+}
+
 impl<'a> Cursor<'a> {
     pub fn new(file: &'a str, bytes: &'a [u8]) -> Self {
         Self { file, bytes, at: 0 }
@@ -86,16 +94,31 @@ impl<'a> Cursor<'a> {
             .map_err(|_| self.fail(start, field, "text that is not UTF-8"))
     }
 
-    fn slice(&mut self, field: &str) -> Result<&'a [u8]> {
+    /// Text, borrowed.
+    pub fn text(&mut self, field: &str) -> Result<&'a str> {
+        let start = self.at;
+        let bytes = self.slice(field)?;
+        std::str::from_utf8(bytes).map_err(|_| self.fail(start, field, "text that is not UTF-8"))
+    }
+
+    /// Exactly `n` bytes.
+    pub fn raw(&mut self, n: usize, field: &str) -> Result<&'a [u8]> {
+        match self.bytes[self.at..].split_at_checked(n) {
+            Some((taken, _)) => {
+                self.at += n;
+                Ok(taken)
+            }
+            None => Err(self.fail(self.at, field, "the manifest is cut short")),
+        }
+    }
+
+    /// A length and that many bytes.
+    pub fn slice(&mut self, field: &str) -> Result<&'a [u8]> {
         let start = self.at;
         let len = self.long(field)?;
         let left = self.bytes.len() - self.at;
         match usize::try_from(len) {
-            Ok(len) if len <= left => {
-                let slice = &self.bytes[self.at..self.at + len];
-                self.at += len;
-                Ok(slice)
-            }
+            Ok(len) if len <= left => self.raw(len, field),
             Ok(_) => Err(self.fail(
                 start,
                 field,
@@ -112,39 +135,59 @@ impl<'a> Cursor<'a> {
         mut item: impl FnMut(&mut Self) -> Result<T>,
     ) -> Result<Vec<T>> {
         let mut out = Vec::new();
-        loop {
-            let start = self.at;
-            let count = self.long(field)?;
-            if count == 0 {
-                return Ok(out);
-            }
-            let size = if count < 0 {
-                Some(self.long(field)?)
-            } else {
-                None
-            };
-            let items = count.unsigned_abs();
-            let left = (self.bytes.len() - self.at) as u64;
-            // An item has at least one byte: a larger count is damage, and must not reserve memory.
-            if items > left {
-                return Err(self.fail(
-                    start,
-                    field,
-                    "a block with more items than the file has bytes",
-                ));
-            }
-            if size.is_some_and(|size| u64::try_from(size).map_or(true, |size| size > left)) {
-                return Err(self.fail(start, field, "a block size beyond the end of the file"));
-            }
-            let begin = self.at;
-            for _ in 0..items {
+        while let Some(block) = self.block(field)? {
+            for _ in 0..block.items {
                 out.push(item(self)?);
             }
-            let used = (self.at - begin) as u64;
-            if size.is_some_and(|size| size.unsigned_abs() != used) {
-                return Err(self.fail(start, field, "a block whose size is not that of its items"));
-            }
+            self.end_block(&block, field)?;
         }
+        Ok(out)
+    }
+
+    /// The head of the next block; `None` at the list's end.
+    pub fn block(&mut self, field: &str) -> Result<Option<Block>> {
+        let start = self.at;
+        let count = self.long(field)?;
+        if count == 0 {
+            return Ok(None);
+        }
+        let size = if count < 0 {
+            Some(self.long(field)?)
+        } else {
+            None
+        };
+        let items = count.unsigned_abs();
+        let left = (self.bytes.len() - self.at) as u64;
+        // An item has at least one byte: a larger count is damage, and must not reserve memory.
+        if items > left {
+            return Err(self.fail(
+                start,
+                field,
+                "a block with more items than the file has bytes",
+            ));
+        }
+        if size.is_some_and(|size| u64::try_from(size).map_or(true, |size| size > left)) {
+            return Err(self.fail(start, field, "a block size beyond the end of the file"));
+        }
+        Ok(Some(Block {
+            items,
+            start,
+            begin: self.at,
+            size,
+        }))
+    }
+
+    /// After the last item of a block.
+    pub fn end_block(&self, block: &Block, field: &str) -> Result<()> {
+        let used = (self.at - block.begin) as u64;
+        if block.size.is_some_and(|size| size.unsigned_abs() != used) {
+            return Err(self.fail(
+                block.start,
+                field,
+                "a block whose size is not that of its items",
+            ));
+        }
+        Ok(())
     }
 
     /// Nothing may follow the datum.

@@ -3,6 +3,7 @@
 //! Reading is our own strict cursor over every shape that was ever written. Writing is always V4, through
 //! `apache-avro`, without a container.
 
+pub mod container;
 mod cursor;
 mod read;
 mod schema;

@@ -31,22 +31,41 @@ impl ManifestPath {
         }
     }
 
-    /// Reads the stored text.
+    /// Reads the stored text. A fraction, or an integer beyond 64 bits, among the members that are not known is refused: it would not be
+    /// written back digit for digit (law 1).
     pub fn parse(text: &str) -> Result<Self> {
-        serde_json::from_str(text).map_err(|cause| {
+        let found: Self = serde_json::from_str(text).map_err(|cause| {
             Error::new(
                 ErrorKind::Corrupt,
                 "the segment's manifest_path is not {\"ver\":…,\"base_path\":…}",
             )
             .with("manifest_path", text)
             .caused_by(cause)
-        })
+        })?;
+        if found.extra.values().any(has_fraction) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "the segment's manifest_path has a member whose number cannot be kept as it is",
+            )
+            .with("manifest_path", text)
+            .fix("use a newer Falconer"));
+        }
+        Ok(found)
     }
 
     /// The manifest file's key.
     #[must_use]
     pub fn file(&self) -> String {
         format!("{}/_metadata/manifest-{}.avro", self.base_path, self.ver)
+    }
+}
+
+fn has_fraction(value: &serde_json::Value) -> bool {
+    match value {
+        serde_json::Value::Number(n) => n.is_f64(),
+        serde_json::Value::Array(items) => items.iter().any(has_fraction),
+        serde_json::Value::Object(members) => members.values().any(has_fraction),
+        _ => false,
     }
 }
 

@@ -234,8 +234,9 @@ pub fn verdict(raw: Raw, op: Op, node: &Node) -> Verdict {
 /// A refusal that the server gave before it did anything.
 fn refusal(message: &str, code: Code) -> Error {
     if message.contains("database space exceeded") {
+        // Nothing can be written until then, not even that a job is taken back: it waits, and goes on.
         return Error::new(
-            ErrorKind::Limit,
+            ErrorKind::Full,
             "etcd's database is full, its alarm NOSPACE is raised",
         )
         .fix("compact and defragment etcd, then clear the alarm (etcdctl alarm disarm), or raise quota-backend-bytes");

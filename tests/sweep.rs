@@ -1,0 +1,198 @@
+//! One sweep for every verb that writes: each store operation of a run fails, or the process dies at it; then it is taken up again,
+//! and `support::sound` must hold. An ordinary run takes a sample of the points, `tools/sweep` all of them.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use falconer::engine::clock::SeededEntropy;
+use falconer::engine::error::{Error, ErrorKind, Result};
+use falconer::engine::ids::{JobId, SnapshotId};
+use falconer::engine::jobs::runner::{Runner, RunnerHandle};
+use falconer::engine::model::jobs::{JobInfo, JobState};
+use falconer::engine::plan::Intent;
+use falconer::engine::plan::execute::{Executor, Parts};
+use support::faults::{Stores, World, sweep};
+use support::snapshots::{self as lab, Made, ROOT, Seed, collection, make, roots};
+use support::sound::{Before, id_of, sound};
+
+const SNAPSHOT: SnapshotId = SnapshotId(470_660_334_431_990_001);
+
+fn runner(stores: &Stores) -> RunnerHandle {
+    let executor = Executor::new(Parts {
+        meta: stores.meta.clone(),
+        objects: stores.write.clone(),
+        roots: roots(),
+        clock: stores.clock.clone(),
+        entropy: Arc::new(SeededEntropy::new(3)),
+        actor: "tester pid 3".into(),
+        embedded: true,
+    });
+    Runner::start(executor, falconer::engine::registry(falconer::engine::jobs::gc::Gc::default()))
+}
+
+/// Two flushed segments with deletes and index files, and a snapshot of them; one world a point.
+async fn world() -> World {
+    static SEED: tokio::sync::OnceCell<(Seed, Made)> = tokio::sync::OnceCell::const_new();
+    let (seed, _) = SEED
+        .get_or_init(|| async {
+            let seed = lab::small_seed(&lab::FLUSHED).await;
+            seed.prepare(async |world: &World| {
+                let (db, of) = collection(&*world.meta, "metrics").await;
+                make(world, db, of, SNAPSHOT.0, "nightly", 2).await
+            })
+            .await
+        })
+        .await;
+    seed.world()
+}
+
+/// What became of the job, if one was begun.
+async fn job_of(runner: &RunnerHandle) -> Option<JobId> {
+    let mut view = runner.view.clone();
+    loop {
+        let now = view.borrow_and_update().clone();
+        if now.known {
+            return now.jobs.first().map(|j| j.id);
+        }
+        view.changed().await.ok()?;
+    }
+}
+
+fn passes(e: &Error) -> bool {
+    e.is_transient() || e.kind() == ErrorKind::OutcomeUnknown
+}
+
+async fn begun(runner: &RunnerHandle, intent: &Intent) -> Result<JobId> {
+    let plan = runner.plan(intent.clone(), Arc::default()).await?;
+    let typed = plan.type_to_confirm.clone().unwrap_or_default();
+    runner.apply(&plan.hash, &typed).await
+}
+
+/// Starts the program: waits for the job that is there, or gives the order and waits. `meanwhile` is done while it runs.
+async fn operate(
+    stores: &Stores,
+    intent: &Intent,
+    meanwhile: impl AsyncFn(&RunnerHandle, JobId),
+) -> Result<Arc<JobInfo>> {
+    let runner = runner(stores);
+    let job = loop {
+        if let Some(job) = job_of(&runner).await {
+            break job;
+        }
+        match begun(&runner, intent).await {
+            Ok(job) => break job,
+            Err(e) if passes(&e) => tokio::task::yield_now().await,
+            Err(e) => return Err(e),
+        }
+    };
+    meanwhile(&runner, job).await;
+    let info = runner.ended(job).await?;
+    runner.stop().await;
+    Ok(info)
+}
+
+/// One verb through all points. `wanted` are the states in which its job may end; `made` the name that it publishes.
+async fn swept(
+    what: &str,
+    intent: Intent,
+    wanted: &[JobState],
+    name: Option<&str>,
+    meanwhile: impl AsyncFn(&RunnerHandle, JobId),
+) {
+    let before = Before::of(&world().await).await;
+    let drive = async |stores: &Stores| {
+        let info = operate(stores, &intent, &meanwhile).await?;
+        if wanted.contains(&info.state) {
+            Ok(())
+        } else {
+            let said = format!("{:?}: {:?} {:?}", info.state, info.error, info.notes);
+            Err(Error::new(ErrorKind::Internal, said))
+        }
+    };
+    let check = async |world: &World, label: &str| {
+        let mut made = BTreeSet::new();
+        if let Some(name) = name {
+            made.extend(id_of(world, name).await.map(|c| c.0));
+            let must = wanted == [JobState::Verified];
+            assert!(!must || !made.is_empty(), "{label}: no {name}");
+        }
+        sound(world, &before, &made, &format!("{what}: {label}")).await;
+    };
+    let points = sweep(ROOT, world, drive, check).await;
+    println!("{what}: {points} points");
+    assert!(points > 30, "{what}: {points}");
+}
+
+async fn nothing(_: &RunnerHandle, _: JobId) {}
+
+#[tokio::test(start_paused = true)]
+async fn create_stays_sound_through_every_fault() {
+    let intent = Intent::CreateSnapshot {
+        collection: lab::SMALL,
+        name: "second".into(),
+        description: String::new(),
+        protection_secs: 3600,
+        operation: None,
+    };
+    swept("create", intent, &[JobState::Verified], None, nothing).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn drop_stays_sound_through_every_fault() {
+    let intent = Intent::DropSnapshot { snapshot: SNAPSHOT };
+    swept("drop", intent, &[JobState::Verified], None, nothing).await;
+}
+
+fn restore() -> Intent {
+    Intent::Restore {
+        snapshot: SNAPSHOT,
+        database: "default".into(),
+        collection: "copy".into(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn restore_stays_sound_through_every_fault() {
+    swept(
+        "restore",
+        restore(),
+        &[JobState::Verified],
+        Some("copy"),
+        nothing,
+    )
+    .await;
+}
+
+/// Asks a job to stop once it has copied something, and again after a crash: whoever gave the order still wants it.
+async fn cancel(runner: &RunnerHandle, job: JobId) {
+    let _ = runner.throttle(job, Some(20_000));
+    let mut view = runner.view.clone();
+    loop {
+        let copied = view.borrow_and_update().jobs.iter().any(|j| {
+            j.id == job
+                && (j.progress.files.0 > 0 || j.state.ended() || j.state == JobState::Undoing)
+        });
+        if copied || view.changed().await.is_err() {
+            break;
+        }
+    }
+    let _ = runner.cancel(job);
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancel_stays_sound_through_every_fault() {
+    // A point may lie behind the end of the copying: then there is nothing to stop any more.
+    let wanted = [JobState::Cancelled, JobState::Verified];
+    swept("cancel", restore(), &wanted, Some("copy"), cancel).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn collection_stays_sound_through_every_fault() {
+    let intent = Intent::Gc {
+        collection: None,
+        rules: BTreeSet::new(),
+    };
+    swept("gc", intent, &[JobState::Verified], None, nothing).await;
+}
