@@ -129,7 +129,10 @@ fn runner(stores: &Stores) -> RunnerHandle {
         actor: "tester pid 11".into(),
         embedded: true,
     });
-    Runner::start(executor, falconer::engine::registry(falconer::engine::jobs::gc::Gc::default()))
+    Runner::start(
+        executor,
+        falconer::engine::registry(falconer::engine::jobs::gc::Gc::default()),
+    )
 }
 
 async fn open(world: &World) -> RunnerHandle {

@@ -29,7 +29,10 @@ fn runner(stores: &Stores) -> RunnerHandle {
         actor: "tester pid 3".into(),
         embedded: true,
     });
-    Runner::start(executor, falconer::engine::registry(falconer::engine::jobs::gc::Gc::default()))
+    Runner::start(
+        executor,
+        falconer::engine::registry(falconer::engine::jobs::gc::Gc::default()),
+    )
 }
 
 /// Two flushed segments with deletes and index files, and a snapshot of them; one world a point.
