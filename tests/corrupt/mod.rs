@@ -4,6 +4,10 @@
 #![allow(dead_code, reason = "the test and the program each use their own part")]
 
 #[path = "../formats/avro.rs"]
+#[allow(
+    clippy::cast_possible_wrap,
+    reason = "Avro writes unsigned numbers as signed ones on purpose"
+)]
 pub mod avro;
 pub mod chance;
 pub mod decoders;
