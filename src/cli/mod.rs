@@ -375,10 +375,7 @@ pub fn exit_code(kind: ErrorKind) -> u8 {
         ErrorKind::Denied => 6,
         ErrorKind::Corrupt => 7,
         ErrorKind::OutcomeUnknown => 8,
-        ErrorKind::Limit
-        | ErrorKind::Full
-        | ErrorKind::Compacted
-        | ErrorKind::Unsupported => 9,
+        ErrorKind::Limit | ErrorKind::Full | ErrorKind::Compacted | ErrorKind::Unsupported => 9,
         ErrorKind::Cancelled => 130,
     }
 }
