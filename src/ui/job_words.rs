@@ -5,7 +5,7 @@ use super::document::Line;
 use super::text;
 use crate::engine::ids::UnixMs;
 use crate::engine::model::health::STUCK_MS;
-use crate::engine::model::jobs::{JobInfo, JobState};
+use crate::engine::model::jobs::{Copying, JobInfo, JobState};
 use crate::engine::model::resource::Tone;
 
 /// Tone of a state. *Completed* is not *Verified* (law 7), so it is still in movement.
@@ -15,6 +15,7 @@ pub const fn tone(state: JobState) -> Tone {
         JobState::Pending => Tone::Dim,
         JobState::Running | JobState::Completed => Tone::Busy,
         JobState::Undoing => Tone::Warn,
+        JobState::Stuck => Tone::Bad,
         JobState::Verified => Tone::Good,
         JobState::Failed => Tone::Bad,
         JobState::Cancelled => Tone::Plain,
@@ -37,7 +38,7 @@ fn share(job: &JobInfo) -> (u64, u64) {
 /// The running jobs in a few words for the band, at most `room` cells: the title goes first when there is little.
 #[must_use]
 pub fn brief(app: &App, room: u16) -> String {
-    let mut running = app.jobs.jobs.iter().filter(|j| !j.state.ended());
+    let mut running = app.jobs.jobs.iter().filter(|j| !j.state.rests());
     let Some(job) = running.next() else {
         return String::new();
     };
@@ -102,7 +103,12 @@ pub fn lines(app: &App, job: &JobInfo, now: UnixMs) -> Vec<Line> {
         ));
     }
     out.extend(counters(job));
-    if !job.state.ended() {
+    if let Some(until) = job.until {
+        let left = text::age(until.since(now));
+        let words = format!("press r to retry what failed, x to take it back; taken back by itself in {left}");
+        out.push(Line::field("waits for you", words).tone(Tone::Bad));
+    }
+    if !job.state.rests() {
         let eta = job
             .progress
             .eta_ms
@@ -123,6 +129,7 @@ pub fn lines(app: &App, job: &JobInfo, now: UnixMs) -> Vec<Line> {
             line
         });
     }
+    out.extend(files(job, FEW));
     let end = job.ended.unwrap_or(now);
     out.push(Line::field(
         "started",
@@ -137,6 +144,58 @@ pub fn lines(app: &App, job: &JobInfo, now: UnixMs) -> Vec<Line> {
     }
     if let Some(error) = &job.error {
         out.push(Line::field("error", error.clone()).tone(Tone::Bad));
+    }
+    out
+}
+
+/// Files named beside the counters; the page about a job names more.
+const FEW: usize = 2;
+/// Cells of an object's key.
+const KEY: u16 = 56;
+
+/// How the copies go, file by file: the longest under way, the slowest so far, and what would not copy with its first error.
+#[must_use]
+pub fn files(job: &JobInfo, most: usize) -> Vec<Line> {
+    let c = &job.copies;
+    let mut out = Vec::new();
+    if !job.state.rests() && c.parallel > 0 && job.progress.files.1 > 0 {
+        let limit = c.limit.map_or_else(
+            || "no byte limit".to_owned(),
+            |l| format!("at most {}/s", text::bytes(l)),
+        );
+        let words = format!("{} at once · {limit}", c.parallel);
+        out.push(Line::field("copies", words));
+    }
+    let file = |f: &Copying| {
+        format!(
+            "{} · {} · {}",
+            text::fit_middle(&f.object, KEY),
+            text::bytes(f.bytes),
+            text::age(f.took_ms)
+        )
+    };
+    if !job.state.rests() {
+        for (i, one) in c.running.iter().take(most).enumerate() {
+            let label = if i == 0 { "under way" } else { "" };
+            out.push(Line::field(label, file(one)));
+        }
+    }
+    if let Some(slowest) = &c.slowest {
+        out.push(Line::field("slowest file", file(slowest)));
+    }
+    if c.failing > 0 {
+        let words = format!("{} files would not copy", text::count(c.failing));
+        out.push(Line::field("failing", words).tone(Tone::Bad));
+    }
+    for one in c.failed.iter().take(most) {
+        let end = if one.given_up { "given up" } else { "trying again" };
+        let words = format!(
+            "{} · {} tries, {end} · {}",
+            text::fit_middle(&one.object, KEY),
+            one.tries,
+            one.error
+        );
+        out.push(Line::field("", words).tone(if one.given_up { Tone::Bad } else { Tone::Warn }));
     }
     out
 }
@@ -156,6 +215,9 @@ fn counters(job: &JobInfo) -> Vec<Line> {
             "files",
             format!("{} of {}", n(p.files.0), n(p.files.1)),
         ));
+    }
+    if p.rows > 0 {
+        out.push(Line::field("rows", n(p.rows)));
     }
     if p.bytes.1 > 0 {
         out.push(Line::field(
