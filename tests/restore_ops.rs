@@ -27,6 +27,8 @@ use falconer::engine::jobs::registry::Registry;
 use falconer::engine::jobs::restore::Restore;
 use falconer::engine::jobs::restore_map::{Given, Source, draw};
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
+use falconer::engine::meta::Span;
+use falconer::engine::meta::embedded::EmbeddedStore;
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::plan::Intent;
 use falconer::engine::plan::execute::{Executor, Parts};
@@ -172,7 +174,7 @@ async fn seen(
             }
         }
     };
-    match tokio::time::timeout(Duration::from_mins(60), waiting).await {
+    match tokio::time::timeout(Duration::from_mins(2), waiting).await {
         Ok(info) => info,
         Err(_) => panic!("{what} was never seen: {:?}", runner.view.borrow().jobs),
     }
@@ -184,6 +186,15 @@ async fn small_world() -> (World, Made) {
     let (db, of) = collection(&*world.meta, "metrics").await;
     let made = make(&world, db, of, SNAPSHOT, "nightly", 2).await;
     (world, made)
+}
+
+/// The same in a store that several processes can follow; it lives in real time.
+async fn watched_world() -> (World, Made) {
+    let (small, made) = small_world().await;
+    let page = small.meta.range_all(&Span::all()).await.unwrap();
+    let store = EmbeddedStore::memory().unwrap();
+    store.load(page.kvs, None).await.unwrap();
+    (World::new(Arc::new(store), small.objects.clone(), NOW), made)
 }
 
 async fn stubborn_world() -> (World, Made, Arc<Stubborn>) {
@@ -226,7 +237,8 @@ async fn what_would_not_copy_is_retried_alone() {
     assert!(named.error.contains(&named.object), "{named:?}");
     // Everything is kept: the pin to the end that is shown, the locks, the copies; and the root is free for others.
     let until = info.until.unwrap();
-    assert_eq!(until.since(world.clock_now()), 86_400_000, "a day, to the ms");
+    let left = until.since(world.clock_now());
+    assert!((86_399_000..=86_400_000).contains(&left), "a day: {left} ms");
     assert_eq!(
         pins(&world, &made).await.into_values().collect::<Vec<_>>(),
         [u64::try_from(until.0).unwrap()]
@@ -293,21 +305,21 @@ async fn a_stuck_restore_is_taken_back_when_told_or_when_its_day_is_over() {
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_process_sees_every_second_how_it_goes_and_steers_it() {
-    let (world, made) = small_world().await;
+    let (world, made) = watched_world().await;
     let (one, other) = (process(&world, 1), process(&world, 2));
     let job = begin(&one, "copied").await;
-    one.throttle(job, Some(4_000)).unwrap();
+    one.throttle(job, Some(20_000)).unwrap();
     let half = seen(&other, job, "progress", |j| j.progress.files.0 > 0).await;
     assert_eq!(half.state, JobState::Running);
     assert!(half.progress.files.0 < half.progress.files.1, "{half:?}");
     assert!(half.progress.rows > 0 && half.collection.is_some(), "{half:?}");
-    assert_eq!((half.copies.parallel, half.copies.limit), (16, Some(4_000)));
+    assert_eq!((half.copies.parallel, half.copies.limit), (16, Some(20_000)));
     // It moves while it is looked at, not only from slice to slice.
     let before = half.moved;
     let next = seen(&other, job, "movement", |j| j.moved > before).await;
-    assert!(next.moved.since(before) <= 2_000, "{}", next.moved.since(before));
+    assert!(next.moved.since(before) <= 4_000, "{}", next.moved.since(before));
     other.order(job, Order::Parallel { copies: 3 }).await.unwrap();
     seen(&other, job, "3 copies at once", |j| j.copies.parallel == 3).await;
     assert_eq!(one.view.borrow().jobs[0].copies.parallel, 3);
@@ -333,9 +345,9 @@ async fn another_process_sees_every_second_how_it_goes_and_steers_it() {
 }
 
 /// An order that nobody heard, because the process that ran the job died, is obeyed by the one that takes it up.
-#[tokio::test(start_paused = true)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_to_a_dead_process_is_obeyed_by_the_next() {
-    let (world, _) = small_world().await;
+    let (world, _) = watched_world().await;
     let faults = Faults::none();
     let one = runner(&world.open(&faults, ROOT), 1);
     let job = begin(&one, "copied").await;
@@ -585,7 +597,7 @@ async fn an_ended_restore_leaves_its_line_and_nothing_else() {
     assert_eq!(watched().await, (1, 1), "only that of the second");
     assert!(record().await);
     // Three days on, nobody did anything: the records go by themselves.
-    tokio::time::sleep(Duration::from_hours(72)).await;
+    tokio::time::sleep(Duration::from_hours(73)).await;
     assert_eq!(watched().await, (0, 0));
     assert!(!record().await, "the record is gone");
     let line = one.view.borrow().jobs.iter().find(|j| j.id == job).cloned().unwrap();

@@ -185,7 +185,10 @@ impl RunnerHandle {
             (_, None) => {}
         }
         if record.state == JobState::Stuck {
-            return inner.clone().unstick(job, order).await;
+            let done = inner.clone().unstick(job, order).await;
+            // Who waits for it now must not meet the state of before.
+            inner.board.flush();
+            return done;
         }
         if order == Order::Retry {
             return Err(not_stuck(&record));
