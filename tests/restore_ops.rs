@@ -42,7 +42,9 @@ use object_store::{
 use prost::Message;
 use support::faults::{Faults, Mode, Stores, World};
 use support::same::{same, unpinned};
-use support::snapshots::{self as lab, Made, NOW, ROOT, all, collection, family, make, objects, roots};
+use support::snapshots::{
+    self as lab, Made, NOW, ROOT, all, collection, family, make, objects, roots,
+};
 
 const SNAPSHOT: i64 = 470_660_334_431_990_001;
 
@@ -167,7 +169,12 @@ async fn seen(
     let mut view = runner.view.clone();
     let waiting = async {
         loop {
-            let found = view.borrow_and_update().jobs.iter().find(|j| j.id == job).cloned();
+            let found = view
+                .borrow_and_update()
+                .jobs
+                .iter()
+                .find(|j| j.id == job)
+                .cloned();
             match found {
                 Some(info) if is(&info) => return info,
                 _ => view.changed().await.unwrap(),
@@ -194,7 +201,10 @@ async fn watched_world() -> (World, Made) {
     let page = small.meta.range_all(&Span::all()).await.unwrap();
     let store = EmbeddedStore::memory().unwrap();
     store.load(page.kvs, None).await.unwrap();
-    (World::new(Arc::new(store), small.objects.clone(), NOW), made)
+    (
+        World::new(Arc::new(store), small.objects.clone(), NOW),
+        made,
+    )
 }
 
 async fn stubborn_world() -> (World, Made, Arc<Stubborn>) {
@@ -211,13 +221,19 @@ async fn stubborn_world() -> (World, Made, Arc<Stubborn>) {
 fn paths(made: &Made) -> Vec<String> {
     let s = &made.segments;
     let logs = s.iter().flat_map(|s| s.binlogs.iter().chain(&s.deltalogs));
-    logs.flat_map(|f| &f.binlogs).map(|b| b.log_path.clone()).collect()
+    logs.flat_map(|f| &f.binlogs)
+        .map(|b| b.log_path.clone())
+        .collect()
 }
 
 async fn pins(world: &World, made: &Made) -> BTreeMap<i64, u64> {
     let kv = world.meta.get(&made.key).await.unwrap().unwrap();
     let record = pb::data::SnapshotInfo::decode(kv.value).unwrap();
-    record.pin_expire_at_ms.iter().map(|(id, at)| (*id, *at as u64)).collect()
+    record
+        .pin_expire_at_ms
+        .iter()
+        .map(|(id, at)| (*id, *at as u64))
+        .collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -238,7 +254,10 @@ async fn what_would_not_copy_is_retried_alone() {
     // Everything is kept: the pin to the end that is shown, the locks, the copies; and the root is free for others.
     let until = info.until.unwrap();
     let left = until.since(world.clock_now());
-    assert!((86_399_000..=86_400_000).contains(&left), "a day: {left} ms");
+    assert!(
+        (86_399_000..=86_400_000).contains(&left),
+        "a day: {left} ms"
+    );
     assert_eq!(
         pins(&world, &made).await.into_values().collect::<Vec<_>>(),
         [u64::try_from(until.0).unwrap()]
@@ -246,10 +265,19 @@ async fn what_would_not_copy_is_retried_alone() {
     let copied = store.copies.lock().unwrap().len();
     assert!(copied > 0);
     let keys = all(&*world.meta, "falconer/by-dev").await;
-    assert!(!keys.contains_key("falconer/by-dev/owner"), "the root is given back");
-    assert!(keys.keys().any(|k| k.contains("/lock/target:default:copied")));
+    assert!(
+        !keys.contains_key("falconer/by-dev/owner"),
+        "the root is given back"
+    );
+    assert!(
+        keys.keys()
+            .any(|k| k.contains("/lock/target:default:copied"))
+    );
     let busy = first.plan(intent("copied"), Arc::default()).await.unwrap();
-    assert!(busy.failures().any(|c| c.name == "no other job is in the way"));
+    assert!(
+        busy.failures()
+            .any(|c| c.name == "no other job is in the way")
+    );
     // A retry while the cause stands comes to the same.
     first.order(job, Order::Retry).await.unwrap();
     seen(&first, job, "stuck again", |j| j.state == JobState::Stuck).await;
@@ -257,7 +285,10 @@ async fn what_would_not_copy_is_retried_alone() {
 
     // Another process, later: the cause is gone.
     let second = process(&world, 2);
-    seen(&second, job, "left for the operator", |j| j.state == JobState::Stuck).await;
+    seen(&second, job, "left for the operator", |j| {
+        j.state == JobState::Stuck
+    })
+    .await;
     tokio::time::sleep(Duration::from_mins(30)).await;
     store.refused.lock().unwrap().clear();
     second.order(job, Order::Retry).await.unwrap();
@@ -279,7 +310,11 @@ async fn a_stuck_restore_is_taken_back_when_told_or_when_its_day_is_over() {
     for told in [true, false] {
         let (world, made, store) = stubborn_world().await;
         let before = objects(&*world.objects).await;
-        store.refused.lock().unwrap().insert(paths(&made)[3].clone());
+        store
+            .refused
+            .lock()
+            .unwrap()
+            .insert(paths(&made)[3].clone());
         let first = process(&world, 1);
         let job = begin(&first, "gone").await;
         assert_eq!(first.ended(job).await.unwrap().state, JobState::Stuck);
@@ -293,14 +328,21 @@ async fn a_stuck_restore_is_taken_back_when_told_or_when_its_day_is_over() {
             tokio::time::sleep(Duration::from_hours(2)).await;
         }
         let info = seen(&first, job, "an end", |j| j.state.ended()).await;
-        let want = if told { JobState::Cancelled } else { JobState::Failed };
+        let want = if told {
+            JobState::Cancelled
+        } else {
+            JobState::Failed
+        };
         assert_eq!(info.state, want, "{info:?}");
         assert_eq!(objects(&*world.objects).await, before, "nothing stays");
         unpinned(&world, &made, "taken back").await;
         let jobs = family::<pb::data::CopySegmentJob>(&*world.meta, Family::CopySegmentJob).await;
         let failed = &jobs[0].1;
         assert_eq!(failed.state, 4);
-        assert!(failed.complete_ts > failed.start_ts && failed.cleanup_ts > 0, "{failed:?}");
+        assert!(
+            failed.complete_ts > failed.start_ts && failed.cleanup_ts > 0,
+            "{failed:?}"
+        );
         first.stop().await;
     }
 }
@@ -314,16 +356,32 @@ async fn another_process_sees_every_second_how_it_goes_and_steers_it() {
     let half = seen(&other, job, "progress", |j| j.progress.files.0 > 0).await;
     assert_eq!(half.state, JobState::Running);
     assert!(half.progress.files.0 < half.progress.files.1, "{half:?}");
-    assert!(half.progress.rows > 0 && half.collection.is_some(), "{half:?}");
-    assert_eq!((half.copies.parallel, half.copies.limit), (16, Some(20_000)));
+    assert!(
+        half.progress.rows > 0 && half.collection.is_some(),
+        "{half:?}"
+    );
+    assert_eq!(
+        (half.copies.parallel, half.copies.limit),
+        (16, Some(20_000))
+    );
     // It moves while it is looked at, not only from slice to slice.
     let before = half.moved;
     let next = seen(&other, job, "movement", |j| j.moved > before).await;
-    assert!(next.moved.since(before) <= 4_000, "{}", next.moved.since(before));
-    other.order(job, Order::Parallel { copies: 3 }).await.unwrap();
+    assert!(
+        next.moved.since(before) <= 4_000,
+        "{}",
+        next.moved.since(before)
+    );
+    other
+        .order(job, Order::Parallel { copies: 3 })
+        .await
+        .unwrap();
     seen(&other, job, "3 copies at once", |j| j.copies.parallel == 3).await;
     assert_eq!(one.view.borrow().jobs[0].copies.parallel, 3);
-    other.order(job, Order::Throttle { rate: None }).await.unwrap();
+    other
+        .order(job, Order::Throttle { rate: None })
+        .await
+        .unwrap();
     let info = other.ended(job).await.unwrap();
     assert_eq!(info.state, JobState::Verified, "{info:?}");
     same(&world, &made, "copied", "steered").await;
@@ -339,8 +397,10 @@ async fn another_process_sees_every_second_how_it_goes_and_steers_it() {
     one.stop().await;
     other.stop().await;
     let left = all(&*world.meta, "falconer/by-dev/job").await;
-    let odd: Vec<&String> =
-        left.keys().filter(|k| k.contains("/order/") || k.ends_with("/live")).collect();
+    let odd: Vec<&String> = left
+        .keys()
+        .filter(|k| k.contains("/order/") || k.ends_with("/live"))
+        .collect();
     assert!(odd.is_empty(), "{odd:?}");
 }
 
@@ -368,14 +428,19 @@ async fn an_order_to_a_dead_process_is_obeyed_by_the_next() {
 async fn grown(world: &World, made: &mut Made, more: i64) {
     let segment = &mut made.segments[0];
     let (field, model) = {
-        let list = segment.statslogs.first().expect("a segment with statistics");
+        let list = segment
+            .statslogs
+            .first()
+            .expect("a segment with statistics");
         (list.field_id, list.binlogs[0].clone())
     };
     let bytes = objects(&*world.objects).await[&model.log_path].clone();
     let mut logs = Vec::new();
     for i in 0..more {
         let log_id = model.log_id + 1_000_000 + i;
-        let log_path = model.log_path.replace(&model.log_id.to_string(), &log_id.to_string());
+        let log_path = model
+            .log_path
+            .replace(&model.log_id.to_string(), &log_id.to_string());
         lab::put_object(world, &ObjectKey(log_path.clone()), bytes.to_vec()).await;
         logs.push(pb::data::Binlog {
             log_id,
@@ -393,7 +458,9 @@ async fn grown(world: &World, made: &mut Made, more: i64) {
 
 fn copies(faults: &Faults) -> Vec<usize> {
     let ops = faults.ops();
-    (0..ops.len()).filter(|i| ops[*i].what.starts_with("copy")).collect()
+    (0..ops.len())
+        .filter(|i| ops[*i].what.starts_with("copy"))
+        .collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -423,10 +490,18 @@ async fn killed_among_a_thousand_objects_it_copies_less_than_one_percent_twice()
         let two = runner(&world.open(&again, ROOT), 2);
         let info = two.ended(job).await.unwrap();
         assert_eq!(info.state, JobState::Verified, "{info:?}");
-        assert!(info.recovered.as_ref().is_some_and(|r| r.starts_with("resumed")), "{info:?}");
+        assert!(
+            info.recovered
+                .as_ref()
+                .is_some_and(|r| r.starts_with("resumed")),
+            "{info:?}"
+        );
         two.stop().await;
         let twice = copies(&faults).len() + copies(&again).len() - plain.len();
-        println!("killed after {part}/4: {twice} of {} objects copied twice", plain.len());
+        println!(
+            "killed after {part}/4: {twice} of {} objects copied twice",
+            plain.len()
+        );
         assert!(twice * 100 < plain.len(), "{twice} of {}", plain.len());
     }
 }
@@ -450,9 +525,15 @@ async fn killed_at(at: &str) -> (World, Made, JobId) {
     one.ended(job).await.unwrap();
     one.stop().await;
     let ops = whole.ops();
-    let number = ops.iter().position(|op| op.what.contains(at)).unwrap_or_else(|| {
-        panic!("no operation {at} in {:?}", ops.iter().map(|o| &o.what).collect::<Vec<_>>())
-    });
+    let number = ops
+        .iter()
+        .position(|op| op.what.contains(at))
+        .unwrap_or_else(|| {
+            panic!(
+                "no operation {at} in {:?}",
+                ops.iter().map(|o| &o.what).collect::<Vec<_>>()
+            )
+        });
     let (world, made) = small_world().await;
     let faults = Faults::at(number, Mode::CrashBefore);
     let one = runner(&world.open(&faults, ROOT), 1);
@@ -474,12 +555,19 @@ async fn a_milvus_that_was_there_meanwhile_is_noticed_before_publishing() {
     let target = record[0].1.collection_id.to_string();
     let there = objects(&*world.objects).await;
     let victim = there.keys().find(|k| k.contains(&target)).unwrap().clone();
-    world.objects.delete(&Path::parse(&victim).unwrap()).await.unwrap();
+    world
+        .objects
+        .delete(&Path::parse(&victim).unwrap())
+        .await
+        .unwrap();
     let two = process(&world, 2);
     let info = two.ended(job).await.unwrap();
     assert_eq!(info.state, JobState::Verified, "{info:?}");
     let said = info.notes.join("\n");
-    assert!(said.contains("changed since by Milvus") && said.contains("1 copied files"), "{said}");
+    assert!(
+        said.contains("changed since by Milvus") && said.contains("1 copied files"),
+        "{said}"
+    );
     same(&world, &made, "copied", "after Milvus").await;
     two.stop().await;
 
@@ -490,7 +578,9 @@ async fn a_milvus_that_was_there_meanwhile_is_noticed_before_publishing() {
     let segments = family::<pb::data::SegmentInfo>(&*world.meta, Family::Segment).await;
     let record = family::<pb::data::CopySegmentJob>(&*world.meta, Family::CopySegmentJob).await;
     let target = CollectionId(record[0].1.collection_id);
-    let ours = segments.iter().find(|(k, _)| matches!(k, Key::Segment(c, ..) if *c == target));
+    let ours = segments
+        .iter()
+        .find(|(k, _)| matches!(k, Key::Segment(c, ..) if *c == target));
     let mut dropped = ours.unwrap().1.clone();
     dropped.state = pb::common::SegmentState::Dropped as i32;
     let key = ours.unwrap().0.to_key(&roots());
@@ -499,7 +589,10 @@ async fn a_milvus_that_was_there_meanwhile_is_noticed_before_publishing() {
     let info = two.ended(job).await.unwrap();
     assert_eq!(info.state, JobState::Failed, "{info:?}");
     let error = info.error.clone().unwrap();
-    assert!(error.contains("changed since by Milvus") && error.contains(&key.text()), "{error}");
+    assert!(
+        error.contains("changed since by Milvus") && error.contains(&key.text()),
+        "{error}"
+    );
     assert_eq!(objects(&*world.objects).await, before, "taken back");
     unpinned(&world, &made, "taken back").await;
     two.stop().await;
@@ -509,7 +602,11 @@ async fn a_milvus_that_was_there_meanwhile_is_noticed_before_publishing() {
     let two = process(&world, 2);
     let info = two.ended(job).await.unwrap();
     assert_eq!(info.state, JobState::Verified, "{info:?}");
-    assert!(!info.notes.join("\n").contains("Milvus"), "{:?}", info.notes);
+    assert!(
+        !info.notes.join("\n").contains("Milvus"),
+        "{:?}",
+        info.notes
+    );
     two.stop().await;
 }
 
@@ -543,13 +640,21 @@ async fn the_plan_lists_every_check_with_what_was_seen() {
         ]
     );
     for check in &plan.checks {
-        assert!(check.failed.is_none() && !check.detail.is_empty(), "{check:?}");
+        assert!(
+            check.failed.is_none() && !check.detail.is_empty(),
+            "{check:?}"
+        );
     }
     let built = made.segments.iter().flat_map(|s| &s.index_files);
     let newest = built.map(|f| f.current_index_version).max().unwrap();
-    assert!(newest > 0, "index files say by which engine they were built");
     assert!(
-        plan.warnings.iter().any(|w| w.contains("no query node is registered")),
+        newest > 0,
+        "index files say by which engine they were built"
+    );
+    assert!(
+        plan.warnings
+            .iter()
+            .any(|w| w.contains("no query node is registered")),
         "{:?}",
         plan.warnings
     );
@@ -580,7 +685,8 @@ async fn an_ended_restore_leaves_its_line_and_nothing_else() {
     assert_eq!(info.progress.rows, u64::try_from(rows).unwrap());
     let watched = async || {
         let jobs = family::<pb::data::CopySegmentJob>(&*world.meta, Family::CopySegmentJob).await;
-        let tasks = family::<pb::data::CopySegmentTask>(&*world.meta, Family::CopySegmentTask).await;
+        let tasks =
+            family::<pb::data::CopySegmentTask>(&*world.meta, Family::CopySegmentTask).await;
         (jobs.len(), tasks.len())
     };
     let record = async || {
@@ -600,8 +706,18 @@ async fn an_ended_restore_leaves_its_line_and_nothing_else() {
     tokio::time::sleep(Duration::from_hours(73)).await;
     assert_eq!(watched().await, (0, 0));
     assert!(!record().await, "the record is gone");
-    let line = one.view.borrow().jobs.iter().find(|j| j.id == job).cloned().unwrap();
-    assert_eq!((line.state, line.progress.rows), (JobState::Verified, info.progress.rows));
+    let line = one
+        .view
+        .borrow()
+        .jobs
+        .iter()
+        .find(|j| j.id == job)
+        .cloned()
+        .unwrap();
+    assert_eq!(
+        (line.state, line.progress.rows),
+        (JobState::Verified, info.progress.rows)
+    );
     assert_eq!(line.progress.bytes, info.progress.bytes);
     assert_eq!((line.started, line.ended), (info.started, info.ended));
     assert_eq!(line.title, info.title);
@@ -628,17 +744,18 @@ fn every_shape(root: &str) -> Source {
         }],
         ..Default::default()
     };
-    let index = |segment: i64, build: i64, version: i32, path: String| pb::index::IndexFilePathInfo {
-        segment_id: segment,
-        field_id: 100,
-        index_id: 77,
-        index_name: "vec".into(),
-        build_id: build,
-        index_version: 1,
-        index_file_paths: vec![path],
-        index_store_path_version: version,
-        ..Default::default()
-    };
+    let index =
+        |segment: i64, build: i64, version: i32, path: String| pb::index::IndexFilePathInfo {
+            segment_id: segment,
+            field_id: 100,
+            index_id: 77,
+            index_name: "vec".into(),
+            build_id: build,
+            index_version: 1,
+            index_file_paths: vec![path],
+            index_store_path_version: version,
+            ..Default::default()
+        };
     let segment = |id: i64, storage: i64| pb::data::SegmentDescription {
         segment_id: id,
         partition_id: 2,
@@ -711,7 +828,12 @@ fn every_shape(root: &str) -> Source {
 
 #[test]
 fn every_shape_goes_where_it_belongs_under_every_root() {
-    let roots = ["files", "a/insert_log/b", "insert_log", "/var/lib/milvus/insert_log/data"];
+    let roots = [
+        "files",
+        "a/insert_log/b",
+        "insert_log",
+        "/var/lib/milvus/insert_log/data",
+    ];
     let mut shapes = BTreeSet::new();
     for root in roots {
         let given = Given {
@@ -724,24 +846,49 @@ fn every_shape_goes_where_it_belongs_under_every_root() {
         };
         let drawn = draw(&every_shape(root), &given, root, "bucket").unwrap();
         let again = draw(&every_shape(root), &given, root, "bucket").unwrap();
-        assert_eq!(drawn.files, again.files, "the same ids draw the same picture");
+        assert_eq!(
+            drawn.files, again.files,
+            "the same ids draw the same picture"
+        );
         let below = |key: &ObjectKey| {
             let rest = key.0.strip_prefix(root).and_then(|k| k.strip_prefix('/'));
-            rest.unwrap_or_else(|| panic!("{key} is not below {root}")).to_owned()
+            rest.unwrap_or_else(|| panic!("{key} is not below {root}"))
+                .to_owned()
         };
-        let files: BTreeMap<String, String> =
-            drawn.files.iter().map(|f| (below(&f.from), below(&f.to))).collect();
+        let files: BTreeMap<String, String> = drawn
+            .files
+            .iter()
+            .map(|f| (below(&f.from), below(&f.to)))
+            .collect();
         assert_eq!(files.len(), 9, "{files:?}");
         // The ids are taken in order: collection, partition, segments, index, builds, task.
         let (c, p) = (9_000, 9_001);
         let want = [
-            ("insert_log/1/2/31/100/9", format!("insert_log/{c}/{p}/9002/100/9")),
+            (
+                "insert_log/1/2/31/100/9",
+                format!("insert_log/{c}/{p}/9002/100/9"),
+            ),
             ("delta_log/1/2/31/9", format!("delta_log/{c}/{p}/9002/9")),
-            ("index_files/501/1/2/31/file_0", format!("index_files/9007/1/{p}/9002/file_0")),
-            ("insert_log/1/2/32/100/9", format!("insert_log/{c}/{p}/9003/100/9")),
-            ("index_v1/1/2/32/502/1/file_0", format!("index_v1/{c}/{p}/9003/9008/1/file_0")),
-            ("insert_log/1/2/33/_data/cg0.parquet", format!("insert_log/{c}/{p}/9004/_data/cg0.parquet")),
-            ("insert_log/1/2/33/_delta/1", format!("insert_log/{c}/{p}/9004/_delta/1")),
+            (
+                "index_files/501/1/2/31/file_0",
+                format!("index_files/9007/1/{p}/9002/file_0"),
+            ),
+            (
+                "insert_log/1/2/32/100/9",
+                format!("insert_log/{c}/{p}/9003/100/9"),
+            ),
+            (
+                "index_v1/1/2/32/502/1/file_0",
+                format!("index_v1/{c}/{p}/9003/9008/1/file_0"),
+            ),
+            (
+                "insert_log/1/2/33/_data/cg0.parquet",
+                format!("insert_log/{c}/{p}/9004/_data/cg0.parquet"),
+            ),
+            (
+                "insert_log/1/2/33/_delta/1",
+                format!("insert_log/{c}/{p}/9004/_delta/1"),
+            ),
             (
                 "insert_log/1/2/33/_metadata/manifest-4.avro",
                 format!("insert_log/{c}/{p}/9004/_metadata/manifest-4.avro"),
@@ -760,7 +907,11 @@ fn every_shape_goes_where_it_belongs_under_every_root() {
         });
         let manifest: serde_json::Value = serde_json::from_str(&v3.unwrap().manifest_path).unwrap();
         assert_eq!(manifest["ver"], 4);
-        assert_eq!(manifest["base_path"], format!("{root}/insert_log/{c}/{p}/9004"), "{root}");
+        assert_eq!(
+            manifest["base_path"],
+            format!("{root}/insert_log/{c}/{p}/9004"),
+            "{root}"
+        );
         shapes.insert(files.into_iter().collect::<Vec<_>>());
     }
     assert_eq!(shapes.len(), 1, "below the root all are the same");

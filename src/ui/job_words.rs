@@ -105,7 +105,9 @@ pub fn lines(app: &App, job: &JobInfo, now: UnixMs) -> Vec<Line> {
     out.extend(counters(job));
     if let Some(until) = job.until {
         let left = text::age(until.since(now));
-        let words = format!("press r to retry what failed, x to take it back; taken back by itself in {left}");
+        let words = format!(
+            "press r to retry what failed, x to take it back; taken back by itself in {left}"
+        );
         out.push(Line::field("waits for you", words).tone(Tone::Bad));
     }
     if !job.state.rests() {
@@ -116,9 +118,10 @@ pub fn lines(app: &App, job: &JobInfo, now: UnixMs) -> Vec<Line> {
         out.push(Line::field(
             "rate",
             format!(
-                "{} {}/s · {eta} left",
+                "{} {}/s · {eta} left{}",
                 text::spark(&app.pulse.job(job.id), 24),
-                text::bytes(job.progress.rate.max(0.0) as u64)
+                text::bytes(job.progress.rate.max(0.0) as u64),
+                dials(job)
             ),
         ));
         let still = now.since(job.moved);
@@ -129,7 +132,7 @@ pub fn lines(app: &App, job: &JobInfo, now: UnixMs) -> Vec<Line> {
             line
         });
     }
-    out.extend(files(job, FEW));
+    out.extend(failing(job));
     let end = job.ended.unwrap_or(now);
     out.push(Line::field(
         "started",
@@ -148,24 +151,40 @@ pub fn lines(app: &App, job: &JobInfo, now: UnixMs) -> Vec<Line> {
     out
 }
 
-/// Files named beside the counters; the page about a job names more.
-const FEW: usize = 2;
+/// Files named beside the list; the page about a job names more.
+pub const FEW: usize = 3;
 /// Cells of an object's key.
 const KEY: u16 = 56;
+
+/// ` · 16 at once · at most 20.0 MiB/s`, of a job that copies.
+fn dials(job: &JobInfo) -> String {
+    let c = &job.copies;
+    if c.parallel == 0 || job.progress.files.1 == 0 {
+        return String::new();
+    }
+    let limit = c
+        .limit
+        .map_or_else(String::new, |l| format!(" · at most {}/s", text::bytes(l)));
+    format!(" · {} at once{limit}", c.parallel)
+}
+
+/// What would not copy, in one line.
+fn failing(job: &JobInfo) -> Option<Line> {
+    let c = &job.copies;
+    let first = c.failed.first()?;
+    let words = format!(
+        "{} not copied; first: {}",
+        text::count(c.failing),
+        first.error
+    );
+    Some(Line::field("failing", words).tone(Tone::Bad))
+}
 
 /// How the copies go, file by file: the longest under way, the slowest so far, and what would not copy with its first error.
 #[must_use]
 pub fn files(job: &JobInfo, most: usize) -> Vec<Line> {
     let c = &job.copies;
     let mut out = Vec::new();
-    if !job.state.rests() && c.parallel > 0 && job.progress.files.1 > 0 {
-        let limit = c.limit.map_or_else(
-            || "no byte limit".to_owned(),
-            |l| format!("at most {}/s", text::bytes(l)),
-        );
-        let words = format!("{} at once · {limit}", c.parallel);
-        out.push(Line::field("copies", words));
-    }
     let file = |f: &Copying| {
         format!(
             "{} · {} · {}",
@@ -183,19 +202,22 @@ pub fn files(job: &JobInfo, most: usize) -> Vec<Line> {
     if let Some(slowest) = &c.slowest {
         out.push(Line::field("slowest file", file(slowest)));
     }
-    if c.failing > 0 {
-        let words = format!("{} files would not copy", text::count(c.failing));
-        out.push(Line::field("failing", words).tone(Tone::Bad));
-    }
-    for one in c.failed.iter().take(most) {
-        let end = if one.given_up { "given up" } else { "trying again" };
+    for (i, one) in c.failed.iter().take(most).enumerate() {
+        let label = if i == 0 { "failing" } else { "" };
+        let end = if one.given_up {
+            "given up"
+        } else {
+            "trying again"
+        };
         let words = format!(
-            "{} · {} tries, {end} · {}",
+            "{} · {} tries, {end}",
             text::fit_middle(&one.object, KEY),
-            one.tries,
-            one.error
+            one.tries
         );
-        out.push(Line::field("", words).tone(if one.given_up { Tone::Bad } else { Tone::Warn }));
+        let tone = if one.given_up { Tone::Bad } else { Tone::Warn };
+        out.push(Line::field(label, words).tone(tone));
+        // The reason is what has to be read: it has a line of its own.
+        out.push(Line::field("", one.error.clone()).tone(tone));
     }
     out
 }
@@ -205,9 +227,13 @@ fn counters(job: &JobInfo) -> Vec<Line> {
     let n = |v: u64| text::count(v);
     let mut out = Vec::new();
     if p.segments.1 > 0 {
+        let rows = match p.rows {
+            0 => String::new(),
+            rows => format!(" · {} rows in all", n(rows)),
+        };
         out.push(Line::field(
             "segments",
-            format!("{} of {}", n(p.segments.0), n(p.segments.1)),
+            format!("{} of {}{rows}", n(p.segments.0), n(p.segments.1)),
         ));
     }
     if p.files.1 > 0 {
@@ -215,9 +241,6 @@ fn counters(job: &JobInfo) -> Vec<Line> {
             "files",
             format!("{} of {}", n(p.files.0), n(p.files.1)),
         ));
-    }
-    if p.rows > 0 {
-        out.push(Line::field("rows", n(p.rows)));
     }
     if p.bytes.1 > 0 {
         out.push(Line::field(

@@ -273,10 +273,7 @@ impl Driver {
                 done = &mut step => return done,
                 () = tick => {}
             }
-            let now = (
-                self.running.dials.meter.read(),
-                self.running.dials.copies(),
-            );
+            let now = (self.running.dials.meter.read(), self.running.dials.copies());
             let mono = self.executor.clock().mono();
             let obeyed = !self.running.heard().is_empty();
             // Only news, both: the state is the one journaled already, and the next entry carries it too.

@@ -85,7 +85,10 @@ pub(super) async fn indexes(
         let unsure = format!(
             "no query node is registered, so nobody says whether it loads indexes of {has}; an older Milvus than the one that built them may not"
         );
-        return Ok((Ok(format!("{has}; no query node to compare with")), Some(unsure)));
+        return Ok((
+            Ok(format!("{has}; no query node to compare with")),
+            Some(unsure),
+        ));
     };
     // A node from before scalar engine versions says nothing of them, and its indexes have none.
     if vector > v || (scalar > s && s > 0) {
@@ -209,4 +212,3 @@ pub(super) fn understood(source: &Source) -> Result<String> {
         "restore it with a newer Falconer, or with the Milvus that made it",
     ))
 }
-

@@ -22,7 +22,10 @@ pub struct Milvus {
 impl Milvus {
     /// As it stands.
     pub(super) async fn seen(reads: &Reads<'_>) -> Result<Self> {
-        let found = reads.meta.get(&Key::SessionNextId.to_key(reads.roots)).await?;
+        let found = reads
+            .meta
+            .get(&Key::SessionNextId.to_key(reads.roots))
+            .await?;
         Ok(found.map_or_else(Self::default, |kv| Self {
             rev: kv.mod_rev,
             next: String::from_utf8_lossy(&kv.value).into_owned(),
