@@ -124,7 +124,7 @@ async fn seen(runner: &RunnerHandle, job: JobId, is: impl Fn(&JobInfo) -> bool) 
     };
     match tokio::time::timeout(PATIENCE, waiting).await {
         Ok(info) => info,
-        Err(_) => panic!("never seen: {:?}", runner.view.borrow().jobs),
+        Err(late) => panic!("never seen, {late}: {:?}", runner.view.borrow().jobs),
     }
 }
 
@@ -214,7 +214,7 @@ async fn two_falconers_on_one_root_and_two_restores_into_one_target() {
         match two.apply(&planned.hash, "").await {
             // The first one is about to give the root back.
             Err(e) if e.kind() == ErrorKind::Busy => {
-                tokio::time::sleep(Duration::from_millis(50)).await
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
             done => break done.unwrap_err(),
         }

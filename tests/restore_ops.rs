@@ -183,7 +183,7 @@ async fn seen(
     };
     match tokio::time::timeout(Duration::from_mins(2), waiting).await {
         Ok(info) => info,
-        Err(_) => panic!("{what} was never seen: {:?}", runner.view.borrow().jobs),
+        Err(late) => panic!("{what} not seen, {late}: {:?}", runner.view.borrow().jobs),
     }
 }
 

@@ -500,7 +500,10 @@ pub fn job(out: &mut dyn Write, info: &JobInfo, format: Format) -> Result<()> {
     }
     for file in &info.copies.failed {
         let (object, tries, error) = (&file.object, file.tries, &file.error);
-        line(out, &format!("  not copied: {object} ({tries} tries): {error}"))?;
+        line(
+            out,
+            &format!("  not copied: {object} ({tries} tries): {error}"),
+        )?;
     }
     if let Some(error) = &info.error {
         line(out, &format!("  error: {error}"))?;

@@ -15,9 +15,8 @@ pub const fn tone(state: JobState) -> Tone {
         JobState::Pending => Tone::Dim,
         JobState::Running | JobState::Completed => Tone::Busy,
         JobState::Undoing => Tone::Warn,
-        JobState::Stuck => Tone::Bad,
         JobState::Verified => Tone::Good,
-        JobState::Failed => Tone::Bad,
+        JobState::Stuck | JobState::Failed => Tone::Bad,
         JobState::Cancelled => Tone::Plain,
     }
 }

@@ -55,7 +55,7 @@ pub(super) async fn indexes(
 ) -> Result<(Result<String>, Option<String>)> {
     let mut paths: BTreeSet<i32> = BTreeSet::new();
     let files = source.segments.iter().flat_map(|s| &s.index_files);
-    paths.extend(files.map(|f| f.index_store_path_version as i32));
+    paths.extend(files.map(|f| f.index_store_path_version));
     if let Some(unknown) = paths.iter().find(|v| !(0..=1).contains(*v)) {
         let e = Error::new(
             ErrorKind::Unsupported,

@@ -44,9 +44,8 @@ pub struct Core {
 impl Core {
     fn begin_read(&self) -> FaultResult<ReadTransaction> {
         Ok(match &self.db {
-            Db::Writer(db) => db.begin_read()?,
+            Db::Writer(db) | Db::Copy(db) => db.begin_read()?,
             Db::Follower(db) => db.begin_read()?,
-            Db::Copy(db) => db.begin_read()?,
         })
     }
 

@@ -144,9 +144,7 @@ impl EmbeddedReader {
     /// The file as its killed writer left it, in memory. A writer that comes now changes the file under us: then the copy does not
     /// open, and the caller may look again.
     fn repaired(path: &Path) -> Result<Db> {
-        let fail = |e: std::io::Error| {
-            Fault::from(redb::StorageError::from(e)).named(Some(path))
-        };
+        let fail = |e: std::io::Error| Fault::from(redb::StorageError::from(e)).named(Some(path));
         let bytes = std::fs::read(path).map_err(fail)?;
         let copy = InMemoryBackend::new();
         let put = redb::StorageBackend::set_len(&copy, bytes.len() as u64)
