@@ -276,6 +276,7 @@ async fn two_creates_of_one_name() {
         name: "twice".into(),
         description: String::new(),
         protection_secs: 0,
+        operation: None,
     };
     let first = plan(&world, &one, create(made.of)).await;
     let second = plan(&world, &two, create(made.of)).await;

@@ -527,8 +527,7 @@ impl Command {
                 rate: None,
                 parallel: None,
                 ..
-            })
-                | Self::Snapshot(SnapshotCommand::Verify { .. })
+            }) | Self::Snapshot(SnapshotCommand::Verify { .. })
         );
         !self.reads_only() && !follows
     }
