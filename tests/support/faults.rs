@@ -484,6 +484,11 @@ impl World {
         }
     }
 
+    /// The time in it.
+    pub fn clock_now(&self) -> UnixMs {
+        self.clock.now()
+    }
+
     /// The process is gone and its leases have run out.
     pub async fn bury(&self) {
         let leases = std::mem::take(&mut *self.leases.lock().unwrap());

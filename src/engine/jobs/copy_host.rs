@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use super::copy::{CopyFile, CopyHost};
 use super::cx::{Beside, JobCx};
 use crate::engine::clock::{Clock, Entropy};
-use crate::engine::error::Result;
+use crate::engine::error::{Error, Result};
 use crate::engine::format::bundle::Relocation;
 use crate::engine::ids::ObjectKey;
 use crate::engine::objects::{ObjectRead, Origin};
@@ -73,7 +73,20 @@ impl CopyHost for Host<'_> {
         self.cx.throttle()
     }
 
+    fn began(&self, file: &CopyFile) {
+        self.cx.files().began(&file.to.0, file.size);
+    }
+
+    fn failed(&self, file: &CopyFile, why: &Error) {
+        self.cx.files().failed(&file.from.0, why);
+    }
+
+    fn gave_up(&self, file: &CopyFile) {
+        self.cx.files().left(&file.from.0, &file.to.0, true);
+    }
+
     fn copied(&self, file: &CopyFile) {
+        self.cx.files().done(&file.from.0, &file.to.0);
         self.cx.progress().file(file.size);
     }
 
