@@ -207,7 +207,7 @@ impl Restore {
             self.keep(state.given()?.first_id, None);
         }
         let ran = match ran {
-            Err(e) if waits_for_operator(&e) => {
+            Err(e) if waits_for_operator(cx, &e) => {
                 let state = progress(cx, state, &loaded).await?;
                 return stuck(cx, state, &e).await;
             }
@@ -554,8 +554,8 @@ impl Job for Restore {
 
 /// Whether an error of a copy is one that an operator can clear (a right, a full store, a source that cannot be read), so that what is
 /// there is worth keeping. What passes by itself is tried again, and a lost fence is waited for.
-fn waits_for_operator(e: &Error) -> bool {
-    !again(e) && !matches!(e.kind(), ErrorKind::Fenced | ErrorKind::Cancelled)
+fn waits_for_operator(cx: &JobCx, e: &Error) -> bool {
+    !again(e) && !cx.bears(e) && !matches!(e.kind(), ErrorKind::Fenced | ErrorKind::Cancelled)
 }
 
 /// Keeps everything, the snapshot pinned, until the operator says *retry* or *cancel*, or the time is over. Nobody renews the pin then: it
