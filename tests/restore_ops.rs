@@ -181,7 +181,7 @@ async fn seen(
             }
         }
     };
-    match tokio::time::timeout(Duration::from_mins(2), waiting).await {
+    match tokio::time::timeout(Duration::from_mins(10), waiting).await {
         Ok(info) => info,
         Err(late) => panic!("{what} not seen, {late}: {:?}", runner.view.borrow().jobs),
     }
