@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use falconer::engine::clock::Clock;
+use falconer::engine::error::ErrorKind;
 use falconer::engine::format::keys::Family;
 use falconer::engine::format::pb;
 use falconer::engine::handle::{Conn, Handle, Request};
@@ -298,10 +299,9 @@ async fn restored_under(
     fault(place, handle, restoring).await;
     // It may not be reached yet.
     let letting = async {
-        while handle
-            .request(Request::Throttle(restoring, None))
-            .await
-            .is_err()
+        // Conflict: it has ended meanwhile.
+        while let Err(e) = handle.request(Request::Throttle(restoring, None)).await
+            && e.kind() != ErrorKind::Conflict
         {
             pause(Duration::from_millis(100)).await;
         }
