@@ -2,7 +2,7 @@
 //!
 //! `apache-avro` reads text that is missing at the end as null, ignores what is left in a block, and reserves half a gigabyte
 //! when thirty bytes ask for it. Here each is an error with its offset, and memory is bounded by the file's length: no list has
-//! more items than the file has bytes, and no file more values than [`VALUES`] allows.
+//! more items than the file has bytes, and no file more values than `VALUES` allows.
 
 use std::collections::HashMap;
 use std::io::Read as _;
