@@ -188,6 +188,7 @@ fn restore(snapshot: SnapshotId, name: &str) -> Intent {
 const PASS: Intent = Intent::Gc {
     collection: None,
     rules: BTreeSet::new(),
+    quarantine: false,
 };
 
 /// Two flushed segments on two shards.

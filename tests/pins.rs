@@ -838,6 +838,7 @@ async fn a_slow_creator_says_that_it_lives() {
             &Intent::Gc {
                 collection: None,
                 rules,
+                quarantine: false,
             },
         )
         .await;
@@ -889,6 +890,7 @@ async fn a_create_that_was_cut_off_is_not_collected() {
     let gc = Intent::Gc {
         collection: None,
         rules: BTreeSet::new(),
+        quarantine: false,
     };
     let plan = planned(&other, &gc).await;
     assert!(

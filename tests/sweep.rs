@@ -196,6 +196,7 @@ async fn collection_stays_sound_through_every_fault() {
     let intent = Intent::Gc {
         collection: None,
         rules: BTreeSet::new(),
+        quarantine: false,
     };
     swept("gc", intent, &[JobState::Verified], None, nothing).await;
 }

@@ -10,6 +10,7 @@ use crate::engine::model::catalog::Catalog;
 use crate::engine::model::jobs::{JobInfo, JobState};
 use crate::engine::plan::{Danger, Intent, Plan};
 
+use super::gc::Limit;
 use super::{ApplyArgs, Format, output};
 
 /// A dead process's lease has run out by then.
@@ -96,6 +97,18 @@ pub async fn apply_at(
     rate: Option<u64>,
     out: &mut (dyn Write + Send),
 ) -> Result<u8> {
+    let limits: Vec<Limit> = rate.map(Limit::Bytes).into_iter().collect();
+    apply_within(handle, intent, args, &limits, out).await
+}
+
+/// As [`apply`], held to these limits from the start.
+pub async fn apply_within(
+    handle: &mut Handle,
+    intent: Intent,
+    args: &ApplyArgs,
+    limits: &[Limit],
+    out: &mut (dyn Write + Send),
+) -> Result<u8> {
     let plan = plan(handle, intent).await?;
     if args.plan {
         output::plan(out, &plan, args.out.output)?;
@@ -114,11 +127,24 @@ pub async fn apply_at(
         hash: plan.hash.clone(),
         typed,
     };
-    let Reply::Accepted(job) = handle.request(apply).await? else {
-        return Err(unexpected());
+    let job = match handle.request(apply).await? {
+        Reply::Accepted(job) => job,
+        Reply::Settled(what) => {
+            output::settled(out, &what, args.out.output)?;
+            return Ok(0);
+        }
+        _ => return Err(unexpected()),
     };
-    if let Some(rate) = rate {
-        hold(handle, job, rate).await?;
+    for limit in limits {
+        let order = || match *limit {
+            Limit::Objects(n) => Request::Pace(job, Some(n).filter(|n| *n > 0)),
+            Limit::Bytes(n) => Request::Throttle(job, Some(n).filter(|n| *n > 0)),
+        };
+        match ours(handle, order).await {
+            // It was quicker than the order.
+            Err(e) if e.kind() == ErrorKind::Conflict => {}
+            done => done?,
+        }
     }
     follow(handle, job, args.out.output, out).await
 }

@@ -93,6 +93,8 @@ pub enum Request {
     Cancel(JobId),
     /// Bytes a second for a job's copies; `None` = no limit.
     Throttle(JobId, Option<u64>),
+    /// Deletes and moves a second of a job; `None` = no limit.
+    Pace(JobId, Option<u64>),
     /// How many copies a job runs at once.
     Parallel(JobId, u32),
     /// One key, decoded.
@@ -108,6 +110,8 @@ pub enum Request {
         /// Also count rows and open files.
         deep: bool,
     },
+    /// What a job moved aside: its record, what lies there by prefix, some of the names.
+    Quarantine(JobId),
     /// Health checks; `deep` compares the bucket's listing with every reference.
     Doctor {
         /// Compare listings.
@@ -122,7 +126,9 @@ pub enum Reply {
     Planned(Arc<Plan>),
     /// To [`Request::Apply`]: the job that runs.
     Accepted(JobId),
-    /// To [`Request::Cancel`], [`Request::Throttle`] and [`Request::Parallel`].
+    /// To [`Request::Apply`]: it is done already, and came to this.
+    Settled(String),
+    /// To [`Request::Cancel`], [`Request::Throttle`], [`Request::Pace`] and [`Request::Parallel`].
     Done,
     /// To [`Request::Raw`].
     Raw(Arc<RawValue>),

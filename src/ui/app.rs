@@ -110,6 +110,8 @@ pub struct Knobs {
     pub parallel: Option<u32>,
     /// Byte limit.
     pub limit: Option<u64>,
+    /// Limit of objects a second.
+    pub pace: Option<u64>,
 }
 
 /// The state.
@@ -372,6 +374,9 @@ impl App {
                     page.asked_at = rev;
                 }
             }
+            Place::Detail(_, RowId::Quarantine(job)) => {
+                self.ask_tree_once(Request::Quarantine(job), out);
+            }
             Place::Doctor => self.ask_tree_once(Request::Doctor { deep: false }, out),
             Place::Overview => {
                 if self.summary.is_none() || self.rows_old {
@@ -475,7 +480,7 @@ pub fn update(app: &mut App, msg: Msg, now: UnixMs) -> Vec<Effect> {
             app.jobs = jobs;
             app.rows_old |= matches!(
                 app.history.page().place,
-                Place::List(Kind::Jobs, _) | Place::Overview
+                Place::List(Kind::Jobs | Kind::Tickets | Kind::Quarantine, _) | Place::Overview
             );
             app.dirty = true;
         }
@@ -544,6 +549,10 @@ fn answered(app: &mut App, id: u64, reply: Result<Reply>, now: UnixMs) {
                 Place::Detail(Kind::Jobs, RowId::Job(job)),
                 vec![cells::spec(Kind::Jobs).title.to_owned(), job.to_string()],
             );
+        }
+        (Asked::Apply, Ok(Reply::Settled(what))) => {
+            app.overlay = None;
+            app.toast(what, false, now);
         }
         (Asked::Apply, Err(error)) => {
             // The plan stays on screen with the reason: the person may want to compare.

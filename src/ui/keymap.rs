@@ -1,11 +1,13 @@
 //! The one action table. Keys, help, footer and palette are derived from it; a test finds duplicates and gaps.
 
 mod key;
+mod place;
 
 use crossterm::event::KeyCode;
 
 pub use key::Key;
 use key::{ch, code, ctrl};
+pub use place::{Context, Group};
 
 use crate::engine::model::resource::Kind;
 use crate::engine::plan::Danger;
@@ -87,6 +89,16 @@ pub enum Action {
     Verify,
     /// Plan a garbage collection pass.
     Gc,
+    /// Plan a scan for objects that nobody owns.
+    Orphans,
+    /// Pause garbage collection.
+    PauseGc,
+    /// End a pause.
+    ResumeGc,
+    /// Plan to put back what was moved aside.
+    PutBack,
+    /// Plan to delete what was moved aside.
+    Purge,
     /// Plan the end of a job.
     CancelJob,
     /// More copies at once.
@@ -101,54 +113,6 @@ pub enum Action {
     Doctor,
     /// Build the demo.
     Demo,
-}
-
-/// Where an action makes sense.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Context {
-    /// The overview.
-    Overview,
-    /// A list.
-    List,
-    /// A detail view.
-    Detail,
-}
-
-impl Context {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Overview, Self::List, Self::Detail];
-}
-
-/// A group of the help page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Group {
-    /// Where to.
-    Go,
-    /// Around a page.
-    Move,
-    /// Looking.
-    Look,
-    /// Changing the cluster, always through a plan.
-    Act,
-    /// The console itself.
-    Console,
-}
-
-impl Group {
-    /// In the order of the help page.
-    pub const ALL: [Self; 5] = [Self::Look, Self::Act, Self::Go, Self::Move, Self::Console];
-
-    /// Its heading.
-    #[must_use]
-    pub const fn title(self) -> &'static str {
-        match self {
-            Self::Go => "Go",
-            Self::Move => "Move",
-            Self::Look => "Look",
-            Self::Act => "Act (always plan first)",
-            Self::Console => "Console",
-        }
-    }
 }
 
 /// A line of the table.
@@ -363,7 +327,7 @@ pub const ACTIONS: &[Entry] = &[
     act(
         Action::Tighten,
         "tighten",
-        "Set or halve the job's byte limit",
+        "Set or halve the job's limit of bytes or objects",
         &[ch('<')],
         ROWS,
         Danger::Low,
@@ -372,7 +336,7 @@ pub const ACTIONS: &[Entry] = &[
     act(
         Action::Loosen,
         "loosen",
-        "Double or lift the job's byte limit",
+        "Double or lift the job's limit",
         &[ch('>')],
         ROWS,
         Danger::Low,
@@ -386,6 +350,51 @@ pub const ACTIONS: &[Entry] = &[
         ANY,
         Danger::High,
         "gc",
+    ),
+    act(
+        Action::Orphans,
+        "orphans-plan",
+        "Plan a scan for objects that nobody owns, and move them aside",
+        &[ch('o')],
+        ANY,
+        Danger::Medium,
+        "",
+    ),
+    act(
+        Action::PauseGc,
+        "gc-pause",
+        "Pause garbage collection, with a reason and an end",
+        &[ch('z')],
+        ANY,
+        Danger::Low,
+        "",
+    ),
+    act(
+        Action::ResumeGc,
+        "gc-resume",
+        "End a pause of garbage collection",
+        &[ch('Z')],
+        ANY,
+        Danger::Medium,
+        "",
+    ),
+    act(
+        Action::PutBack,
+        "quarantine-restore",
+        "Put back what a job moved aside",
+        &[ch('B')],
+        ROWS,
+        Danger::Low,
+        "",
+    ),
+    act(
+        Action::Purge,
+        "quarantine-purge",
+        "Delete for good what was moved aside long enough ago",
+        &[ch('X')],
+        ANY,
+        Danger::High,
+        "",
     ),
     look(
         Action::Filter,
@@ -577,6 +586,13 @@ pub const ACTIONS: &[Entry] = &[
     go(Kind::Keys, "keys", "Raw keys", &[ch('9')]),
     go(Kind::Databases, "databases", "Databases", &[ch('0')]),
     go(Kind::Partitions, "partitions", "Partitions", &[]),
+    go(
+        Kind::Tickets,
+        "tickets",
+        "Pauses of garbage collection",
+        &[],
+    ),
+    go(Kind::Quarantine, "quarantine", "What was moved aside", &[]),
     go(Kind::Tasks, "tasks", "Tasks of the coordinators", &[]),
     go(
         Kind::SegmentIndexes,

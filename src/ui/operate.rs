@@ -2,7 +2,7 @@
 
 use crate::engine::handle::Request;
 use crate::engine::ids::{CollectionId, JobId, SnapshotId, UnixMs};
-use crate::engine::model::jobs::JobInfo;
+use crate::engine::model::jobs::{JobInfo, JobKind};
 use crate::engine::model::resource::{Kind, RowId};
 use crate::engine::plan::Intent;
 
@@ -27,6 +27,13 @@ fn collection(app: &App) -> Option<CollectionId> {
 fn snapshot(app: &App) -> Option<SnapshotId> {
     match app.target() {
         Some(RowId::Snapshot(id)) => Some(id),
+        _ => None,
+    }
+}
+
+fn aside(app: &App) -> Option<JobId> {
+    match app.target() {
+        Some(RowId::Quarantine(id)) => Some(id),
         _ => None,
     }
 }
@@ -75,6 +82,12 @@ pub fn why_disabled(app: &App, action: Action) -> Option<String> {
                 Some(_) => None,
             }
         }
+        Action::ResumeGc => needs(!app.jobs.tickets.is_empty(), "no ticket pauses anything"),
+        Action::PutBack => needs(
+            aside(app).is_some(),
+            "select a line of the quarantine first",
+        ),
+        Action::Purge => needs(!app.jobs.quarantine.is_empty(), "nothing was moved aside"),
         Action::Demo => needs(
             is_empty_store(app),
             "only an empty embedded store can become the demo",
@@ -147,10 +160,37 @@ pub fn act(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
                 Intent::Gc {
                     collection: scope,
                     rules,
+                    quarantine: false,
                 },
                 out,
             );
         }
+        Action::Orphans => {
+            let intent = Intent::Orphans {
+                collection: collection(app),
+                prefixes: std::collections::BTreeSet::new(),
+                delete: false,
+            };
+            plan(app, intent, out);
+        }
+        Action::PauseGc => {
+            let scope = collection(app).map(|id| (id, app.name_of(&RowId::Collection(id), now)));
+            app.overlay = Some(Overlay::Form(Box::new(Form::pause(scope))));
+        }
+        Action::ResumeGc => {
+            // The line under the cursor, or the only one there is.
+            let ticket = match app.target() {
+                Some(RowId::Ticket(id)) => Some(id),
+                _ => None,
+            };
+            plan(app, Intent::ResumeGc { ticket }, out);
+        }
+        Action::PutBack => {
+            if let Some(job) = aside(app) {
+                app.overlay = Some(Overlay::Form(Box::new(Form::put_back(job))));
+            }
+        }
+        Action::Purge => app.overlay = Some(Overlay::Form(Box::new(Form::purge()))),
         Action::Demo => plan(app, Intent::Demo, out),
         Action::CancelJob => {
             let Some(id) = job(app).map(|j| j.id) else {
@@ -159,10 +199,18 @@ pub fn act(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
             plan(app, Intent::CancelJob { job: id }, out);
         }
         Action::Faster | Action::Slower | Action::Tighten | Action::Loosen => {
-            let Some((id, rate)) = job(app).map(|j| (j.id, j.progress.rate)) else {
+            let Some((id, rate, kind)) = job(app).map(|j| (j.id, j.progress.rate, j.kind)) else {
                 return;
             };
-            turn(app, action, id, rate, out);
+            let by_objects = matches!(
+                kind,
+                JobKind::Gc | JobKind::Orphans | JobKind::QuarantinePurge
+            );
+            if by_objects && matches!(action, Action::Tighten | Action::Loosen) {
+                pace(app, action, id, out);
+            } else {
+                turn(app, action, id, rate, out);
+            }
         }
         _ => {}
     }
@@ -173,6 +221,23 @@ fn plan(app: &mut App, intent: Intent, out: &mut Vec<Effect>) {
     if !app.open.values().any(|a| *a == Asked::Plan) {
         app.ask(Asked::Plan, Request::Plan(intent), out);
     }
+}
+
+/// Deletes and moves are counted in objects: what they cost a store is requests, not bytes.
+fn pace(app: &mut App, action: Action, id: JobId, out: &mut Vec<Effect>) {
+    const FIRST: u64 = 128;
+    let knobs = app.knobs.entry(id).or_default();
+    let next = match (action, knobs.pace) {
+        (Action::Tighten, now) => Some((now.unwrap_or(FIRST * 2) / 2).max(1)),
+        (_, None) => None,
+        (_, Some(now)) => now.checked_mul(2).filter(|n| *n <= 1 << 16),
+    };
+    knobs.pace = next;
+    let words = next.map_or_else(
+        || format!("job {id}: no limit of objects"),
+        |n| format!("job {id}: at most {n} objects a second"),
+    );
+    app.ask(Asked::Knob(words), Request::Pace(id, next), out);
 }
 
 /// The engine does not report its knobs, so the console starts from Milvus-like defaults and from the rate it sees.

@@ -121,6 +121,7 @@ pub fn jobs() -> Arc<JobsView> {
     Arc::new(JobsView {
         known: true,
         jobs: vec![Arc::new(running), Arc::new(failed)],
+        ..JobsView::default()
     })
 }
 

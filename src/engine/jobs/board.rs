@@ -11,6 +11,8 @@ use super::cx::Dials;
 use crate::engine::clock::Clock;
 use crate::engine::ids::JobId;
 use crate::engine::model::jobs::{JobState, JobsView};
+use crate::engine::model::quarantine::Quarantine;
+use crate::engine::model::tickets::Ticket;
 use crate::engine::plan::Intent;
 use crate::engine::plan::journal::JobRecord;
 
@@ -27,6 +29,8 @@ pub(super) struct Running {
 struct Entries {
     records: BTreeMap<JobId, JobRecord>,
     running: BTreeMap<JobId, Running>,
+    tickets: BTreeMap<String, Arc<Ticket>>,
+    quarantine: BTreeMap<JobId, Arc<Quarantine>>,
     known: bool,
 }
 
@@ -76,6 +80,35 @@ impl Board {
             drop(entries);
             self.changed.notify_one();
         }
+    }
+
+    /// Forgets pauses and quarantines: they are read anew.
+    pub fn forget_others(&self) {
+        let mut entries = self.lock();
+        entries.tickets.clear();
+        entries.quarantine.clear();
+    }
+
+    /// A pause as it stands; `None` = it is gone.
+    pub fn ticket(&self, id: String, ticket: Option<Ticket>) {
+        let mut entries = self.lock();
+        match ticket {
+            Some(ticket) => entries.tickets.insert(id, Arc::new(ticket)),
+            None => entries.tickets.remove(&id),
+        };
+        drop(entries);
+        self.changed.notify_one();
+    }
+
+    /// What a job moved aside, as its record stands; `None` = it is gone.
+    pub fn quarantine(&self, job: JobId, record: Option<Quarantine>) {
+        let mut entries = self.lock();
+        match record {
+            Some(record) => entries.quarantine.insert(job, Arc::new(record)),
+            None => entries.quarantine.remove(&job),
+        };
+        drop(entries);
+        self.changed.notify_one();
     }
 
     pub fn forget(&self, job: JobId) {
@@ -157,6 +190,8 @@ impl Board {
         });
         JobsView {
             jobs: jobs.collect(),
+            tickets: entries.tickets.values().cloned().collect(),
+            quarantine: entries.quarantine.values().rev().cloned().collect(),
             known: entries.known,
         }
     }

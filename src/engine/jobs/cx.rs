@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::meter::ProgressMeter;
+use super::pace::Pace;
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, ObjectKey};
@@ -50,6 +51,9 @@ pub struct Dials {
     parallel: AtomicU32,
     /// Bytes a second; 0 = no limit.
     throttle: AtomicU64,
+    /// Deletes and moves a second; 0 = no limit.
+    pace: AtomicU64,
+    paced: Pace,
     /// Told of every movement.
     pub changed: Arc<Notify>,
     clock: Arc<dyn Clock>,
@@ -71,6 +75,8 @@ impl Dials {
             refused: Mutex::default(),
             parallel: AtomicU32::new(PARALLEL),
             throttle: AtomicU64::new(0),
+            pace: AtomicU64::new(0),
+            paced: Pace::default(),
             changed,
         }
     }
@@ -130,6 +136,17 @@ impl Dials {
     /// Bytes a second.
     pub fn set_throttle(&self, rate: Option<u64>) {
         self.throttle.store(rate.unwrap_or(0), Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
+    /// Deletes and moves a second.
+    pub fn pace(&self) -> Option<u64> {
+        Some(self.pace.load(Ordering::Relaxed)).filter(|r| *r > 0)
+    }
+
+    /// Deletes and moves a second.
+    pub fn set_pace(&self, rate: Option<u64>) {
+        self.pace.store(rate.unwrap_or(0), Ordering::Relaxed);
         self.changed.notify_one();
     }
 }
@@ -323,6 +340,20 @@ impl JobCx {
     /// Bytes a second; may change while copies run.
     pub fn throttle(&self) -> Option<u64> {
         self.dials.throttle()
+    }
+
+    /// Waits until one more object of so many bytes may be deleted or moved. The rates may change meanwhile; `Cancelled` once the job
+    /// has been asked to stop.
+    pub async fn paced(&self, bytes: u64) -> Result<()> {
+        let dials = &self.dials;
+        loop {
+            self.check_cancel()?;
+            let now = self.clock.mono();
+            match dials.paced.take(now, dials.pace(), dials.throttle(), bytes) {
+                None => return Ok(()),
+                Some(wait) => self.clock.sleep(wait).await,
+            }
+        }
     }
 
     /// `Cancelled` once the job has been asked to stop.

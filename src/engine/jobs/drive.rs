@@ -259,6 +259,7 @@ impl Driver {
         self.record.progress = self.running.dials.meter.read();
         self.record.notes = self.running.dials.notes();
         self.record.rate = self.running.dials.throttle();
+        self.record.pace = self.running.dials.pace();
         if let Some((step, done, all)) = self.kind.describe(&self.record.machine) {
             self.record.step = step;
             let verified = self.record.state == JobState::Verified;

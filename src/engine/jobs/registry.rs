@@ -121,7 +121,10 @@ pub const fn kind_of(intent: &Intent) -> Option<JobKind> {
         Intent::VerifySnapshot { .. } => Some(JobKind::VerifySnapshot),
         Intent::Restore { .. } => Some(JobKind::Restore),
         Intent::Gc { .. } => Some(JobKind::Gc),
+        Intent::Orphans { .. } => Some(JobKind::Orphans),
+        Intent::QuarantineRestore { .. } => Some(JobKind::QuarantineRestore),
+        Intent::QuarantinePurge { .. } => Some(JobKind::QuarantinePurge),
         Intent::Demo => Some(JobKind::Demo),
-        Intent::CancelJob { .. } => None,
+        Intent::CancelJob { .. } | Intent::PauseGc { .. } | Intent::ResumeGc { .. } => None,
     }
 }

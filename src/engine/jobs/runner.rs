@@ -2,6 +2,7 @@
 
 mod children;
 mod journal;
+mod pauses;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -54,6 +55,15 @@ struct Inner {
     /// Taking and giving back the root, and counting who needs it.
     gate: Mutex<()>,
     stop: CancellationToken,
+}
+
+/// What became of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// A job that runs.
+    Job(JobId),
+    /// It is done already, and came to this.
+    Settled(String),
 }
 
 /// A running runner. Cheap to clone; [`stop`](Self::stop) ends it.
@@ -112,7 +122,10 @@ impl RunnerHandle {
         let inner = &self.inner;
         let plan = match kind_of(&intent) {
             Some(_) => inner.planner.plan(&intent, catalog).await?,
-            None => inner.planner.fenced(inner.plan_cancel(&intent)?).await?,
+            None if matches!(intent, Intent::CancelJob { .. }) => {
+                inner.planner.fenced(inner.plan_cancel(&intent)?).await?
+            }
+            None => inner.plan_ticket(&intent).await?,
         };
         let plan = Arc::new(plan.sealed()?);
         let mut plans = inner.plans.lock().await;
@@ -124,8 +137,19 @@ impl RunnerHandle {
         Ok(plan)
     }
 
-    /// Applies the plan with this hash, once. `typed` is what the operator typed to confirm.
+    /// As [`carry_out`](Self::carry_out), for what becomes a job.
     pub async fn apply(&self, hash: &str, typed: &str) -> Result<JobId> {
+        match self.carry_out(hash, typed).await? {
+            Applied::Job(job) => Ok(job),
+            Applied::Settled(what) => Err(Error::new(
+                ErrorKind::Internal,
+                format!("no job was begun: {what}"),
+            )),
+        }
+    }
+
+    /// Applies the plan with this hash, once. `typed` is what the operator typed to confirm.
+    pub async fn carry_out(&self, hash: &str, typed: &str) -> Result<Applied> {
         let inner = &self.inner;
         let plan = {
             let plans = inner.plans.lock().await;
@@ -155,14 +179,18 @@ impl RunnerHandle {
             return Err(Error::new(ErrorKind::Invalid, "not confirmed")
                 .fix(format!("type {want:?} exactly")));
         }
-        let job = if let Intent::CancelJob { job } = plan.intent {
-            self.cancel(job)?;
-            job
-        } else {
-            inner.clone().begin(&plan, None).await?
+        let applied = match &plan.intent {
+            Intent::CancelJob { job } => {
+                self.cancel(*job)?;
+                Applied::Job(*job)
+            }
+            Intent::PauseGc { .. } | Intent::ResumeGc { .. } => {
+                Applied::Settled(inner.settle_ticket(&plan).await?)
+            }
+            _ => Applied::Job(inner.clone().begin(&plan, None).await?),
         };
         inner.plans.lock().await.retain(|p| p.hash != hash);
-        Ok(job)
+        Ok(applied)
     }
 
     /// Asks a job to stop and to take back what it did.
@@ -183,6 +211,12 @@ impl RunnerHandle {
     /// Bytes a second for a job's copies; `None` = no limit.
     pub fn throttle(&self, job: JobId, rate: Option<u64>) -> Result<()> {
         self.inner.running(job)?.dials.set_throttle(rate);
+        Ok(())
+    }
+
+    /// Deletes and moves a second; `None` = no limit.
+    pub fn pace(&self, job: JobId, rate: Option<u64>) -> Result<()> {
+        self.inner.running(job)?.dials.set_pace(rate);
         Ok(())
     }
 
@@ -337,6 +371,7 @@ impl Inner {
             notes: Vec::new(),
             recovered: None,
             rate,
+            pace: None,
         };
         let key = executor.keys().job(id);
         let mut writes = vec![Write::put(key.clone(), json(&record)?)];
@@ -399,6 +434,7 @@ impl Inner {
         }
         // Before anybody can turn it: an order given right after `apply` must not be lost to the driver's start.
         running.dials.set_throttle(record.rate);
+        running.dials.set_pace(record.pace);
         let driver = Driver {
             executor: self.executor.clone(),
             board: self.board.clone(),

@@ -10,6 +10,8 @@
 //! | `job/{id}/pre/{change}/{chunk}[/{part}]` | [`PreImage`]: the values that the chunk replaced |
 //! | `snapshot/{id}/made`, `/since`, `/verified` | what is known of a snapshot beside its record (`jobs::snapshot_notes`) |
 //! | `snapshot/{id}/pin/{pin}` | who holds the pin, and why |
+//! | `pause/{ticket}` | [`Ticket`](crate::engine::model::tickets::Ticket): written without ownership, see [`super::tickets`] |
+//! | `quarantine/{job}` | [`Quarantine`](crate::engine::model::quarantine::Quarantine) |
 //! | `audit/{revision}-{job}-{change}-{chunk}` | [`Audit`]; the revision is the store's just before, 20 digits, so that keys sort by time |
 
 use bytes::Bytes;
@@ -126,6 +128,30 @@ impl Keys {
     #[must_use]
     pub fn pin_note(&self, id: SnapshotId, pin: PinId) -> MetaKey {
         format!("{}/snapshot/{id}/pin/{pin}", self.base).into()
+    }
+
+    /// All pauses of garbage collection.
+    #[must_use]
+    pub fn tickets(&self) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/pause", self.base))
+    }
+
+    /// One pause.
+    #[must_use]
+    pub fn ticket(&self, id: &str) -> MetaKey {
+        format!("{}/pause/{id}", self.base).into()
+    }
+
+    /// The records of what was moved aside.
+    #[must_use]
+    pub fn quarantines(&self) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/quarantine", self.base))
+    }
+
+    /// What one job moved aside.
+    #[must_use]
+    pub fn quarantine(&self, id: JobId) -> MetaKey {
+        format!("{}/quarantine/{id}", self.base).into()
     }
 
     /// All audit entries.
@@ -319,6 +345,9 @@ pub struct JobRecord {
     /// Bytes a second that its copies are held to: still so after a restart.
     #[serde(default)]
     pub rate: Option<u64>,
+    /// Objects a second that its deletes and moves are held to.
+    #[serde(default)]
+    pub pace: Option<u64>,
 }
 
 impl JobRecord {

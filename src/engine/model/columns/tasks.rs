@@ -132,6 +132,9 @@ pub(in crate::engine::model) const fn kind_name(kind: JobKind) -> &'static str {
         JobKind::VerifySnapshot => "verify-snapshot",
         JobKind::Restore => "restore",
         JobKind::Gc => "gc",
+        JobKind::Orphans => "orphans",
+        JobKind::QuarantineRestore => "quarantine-restore",
+        JobKind::QuarantinePurge => "quarantine-purge",
         JobKind::Demo => "demo",
     }
 }
