@@ -476,6 +476,7 @@ async fn garbage_collection_leaves_no_note() {
     let gc = Intent::Gc {
         collection: Some(SMALL),
         rules: BTreeSet::from(["deleting-snapshot".to_owned()]),
+        quarantine: false,
     };
     done(&runner, gc).await;
     assert!(world.meta.get(&made.key).await.unwrap().is_none());
