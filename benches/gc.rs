@@ -128,8 +128,9 @@ async fn fill(etcd: &Etcd, server: &S3) -> (usize, usize, usize) {
         for _ in 0..200 {
             let mut mine = cluster.segment(segments, true);
             let names = named(&mine);
-            if segments.is_multiple_of(DROPPED) {
-                drop_segment(&mut mine);
+            let is_dropped = segments.is_multiple_of(DROPPED);
+            set_state(&mut mine, is_dropped);
+            if is_dropped {
                 dropped += names.len();
             }
             files.extend(names);
@@ -148,14 +149,20 @@ async fn fill(etcd: &Etcd, server: &S3) -> (usize, usize, usize) {
     (segments, count, dropped)
 }
 
-fn drop_segment(keys: &mut [LabKey]) {
+/// Flushed, or dropped long ago. Some of the captured ones are dropped themselves.
+fn set_state(keys: &mut [LabKey], is_dropped: bool) {
     for LabKey { key, value, .. } in keys {
         if let Some(Key::Segment(..)) = Key::parse(&Roots::default(), key).known() {
             let mut info = pb::data::SegmentInfo::decode(value.as_slice()).expect("a segment");
-            info.state = 6;
-            info.dropped_at = 1_600_000_000_000_000_000;
-            // Of a channel that is gone: its checkpoint is not in the way.
+            info.state = if is_dropped { 6 } else { 4 };
+            info.dropped_at = if is_dropped {
+                1_600_000_000_000_000_000
+            } else {
+                0
+            };
+            // Of a channel that is gone: its checkpoint is not in the way. Of no parents: nor is a child without an index.
             "gone".clone_into(&mut info.insert_channel);
+            info.compaction_from.clear();
             *value = info.encode_to_vec();
         }
     }

@@ -85,7 +85,7 @@ fn main() -> ExitCode {
         if wanted.every_byte {
             match decoder.every_byte(&seeds) {
                 Ok(runs) => {
-                    let took = (clock.mono() - began).as_secs_f64();
+                    let took = clock.mono().saturating_sub(began).as_secs_f64();
                     println!(
                         "| {} | {runs} (every bit, every cut) | | | {:.0} | | |",
                         decoder.name,
@@ -126,7 +126,7 @@ fn main() -> ExitCode {
                 }
             }
         }
-        let took = (clock.mono() - began).as_secs_f64();
+        let took = clock.mono().saturating_sub(began).as_secs_f64();
         println!(
             "| {} | {} | {read} | {refused} | {:.0} | {most} bytes for an input of {worst} | {} × input + {} |",
             decoder.name,

@@ -137,6 +137,7 @@ fn help_of_every_command() {
         "restore start",
         "restore watch",
         "restore list",
+        "restore retry",
         "restore cancel",
         "export",
         "export start",

@@ -135,12 +135,12 @@ fn runner(stores: &Stores) -> RunnerHandle {
     )
 }
 
-async fn open(world: &World) -> RunnerHandle {
+fn open(world: &World) -> RunnerHandle {
     runner(&world.open(&Faults::none(), ROOT))
 }
 
 async fn plan(world: &World, intent: Intent) -> Arc<Plan> {
-    let runner = open(world).await;
+    let runner = open(world);
     let plan = runner.plan(intent, Arc::default()).await.unwrap();
     runner.stop().await;
     plan
@@ -155,7 +155,7 @@ async fn run_on(runner: &RunnerHandle, intent: Intent) -> Arc<JobInfo> {
 }
 
 async fn run(world: &World, intent: Intent) -> Arc<JobInfo> {
-    let runner = open(world).await;
+    let runner = open(world);
     let info = run_on(&runner, intent).await;
     runner.stop().await;
     info
@@ -539,7 +539,7 @@ async fn a_placeholder_manifest_is_no_data() {
 #[tokio::test(start_paused = true)]
 async fn a_restore_is_a_job_with_true_times_from_its_beginning() {
     let (world, made) = kept().await;
-    let runner = open(&world).await;
+    let runner = open(&world);
     let planned = runner
         .plan(restore(made.id, "copy"), Arc::default())
         .await
@@ -610,7 +610,7 @@ async fn a_failed_restore_says_when_it_ended_and_leaves_nothing() {
 #[tokio::test(start_paused = true)]
 async fn what_a_restore_reads_cannot_be_dropped() {
     let (world, made) = kept().await;
-    let runner = open(&world).await;
+    let runner = open(&world);
     let planned = runner
         .plan(restore(made.id, "copy"), Arc::default())
         .await
@@ -823,7 +823,7 @@ async fn json_statistics_of_an_older_format_are_held_too() {
 #[tokio::test(start_paused = true)]
 async fn a_collection_that_is_gone_ends_a_create_at_once() {
     let world = lab_world().await;
-    let runner = open(&world).await;
+    let runner = open(&world);
     let gone = Intent::CreateSnapshot {
         collection: CollectionId(5),
         name: "never".into(),

@@ -29,12 +29,15 @@ use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
-use support::faults::{Faults, Stores, World, sweep};
+use support::faults::{Faults, Stores, World, sweep_some};
 use support::s3;
 use support::same::same;
 use support::snapshots::{
     self as lab, FLUSHED, Made, ROOT, SMALL, Seed, all, collection, family, make, objects, roots,
 };
+
+/// Points of each sweep in an ordinary run; `tools/sweep export` takes all of them.
+const POINTS: usize = 50;
 
 fn runner(
     meta: Arc<dyn MetaWrite>,
@@ -254,7 +257,7 @@ async fn an_export_survives_every_fault() {
         );
         unchanged(world, made, 3, label).await;
     };
-    let runs = sweep(ROOT, async || small_world().await.0, drive, check).await;
+    let runs = sweep_some(POINTS, ROOT, async || small_world().await.0, drive, check).await;
     assert!(runs > 100, "{runs}");
 }
 
@@ -347,7 +350,7 @@ async fn a_failed_export_leaves_nothing_behind_through_every_fault() {
         assert!(after == before, "{label}: {left:?}");
         unchanged(world, made, 4, label).await;
     };
-    let runs = sweep(ROOT, make_world, drive, check).await;
+    let runs = sweep_some(POINTS, ROOT, make_world, drive, check).await;
     assert!(runs > 100, "{runs}");
 }
 
@@ -456,7 +459,7 @@ async fn a_moved_bundle_restores_one_to_one_through_every_fault() {
         assert!(job.external && job.external_spec.is_empty(), "{label}");
         assert_eq!(job.snapshot_fingerprint.len(), 64, "{label}");
     };
-    let runs = sweep(ROOT, async || moved_world().await.0, drive, check).await;
+    let runs = sweep_some(POINTS, ROOT, async || moved_world().await.0, drive, check).await;
     assert!(runs > 100, "{runs}");
 }
 

@@ -459,6 +459,30 @@ async fn the_record_stays_while_an_object_cannot_be_deleted() {
     runner.stop().await;
 }
 
+/// What a drop left half done is collected, with all that is kept beside it.
+#[tokio::test(start_paused = true)]
+async fn garbage_collection_leaves_no_note() {
+    let (seed, made) = seed().await;
+    let world = seed.world();
+    let stores = world.open(&Faults::none(), ROOT);
+    let runner = runner(&stores);
+    done(&runner, pin(&made, 1, "anna")).await;
+    stores.clock.sleep(Duration::from_mins(1)).await;
+    let kv = world.meta.get(&made.key).await.unwrap().unwrap();
+    let mut patch = Patch::parse(&kv.value).unwrap();
+    patch.set_integer(8, SnapshotState::Deleting as u64);
+    put(&*world.meta, &made.key, patch.finish()).await;
+    assert_eq!(notes(&*world.meta).await.len(), 1);
+    let gc = Intent::Gc {
+        collection: Some(SMALL),
+        rules: BTreeSet::from(["deleting-snapshot".to_owned()]),
+    };
+    done(&runner, gc).await;
+    assert!(world.meta.get(&made.key).await.unwrap().is_none());
+    assert!(notes(&*world.meta).await.is_empty());
+    runner.stop().await;
+}
+
 fn reads<'a>(stores: &'a Stores, roots: &'a Roots) -> Reads<'a> {
     Reads {
         meta: &*stores.meta,

@@ -449,11 +449,11 @@ fn knobs_of_a_running_job_ask_the_engine_and_those_of_an_ended_one_do_not() {
     c.press("+-<lt>>");
     let asked = c.asked.join("\n");
     assert!(
-        asked.contains("Parallel(JobId(450000000000000101), 16)"),
+        asked.contains("Parallel(JobId(450000000000000101), 32)"),
         "{asked}"
     );
     assert!(
-        asked.contains("Parallel(JobId(450000000000000101), 8)"),
+        asked.contains("Parallel(JobId(450000000000000101), 16)"),
         "{asked}"
     );
     assert!(

@@ -32,7 +32,7 @@ pub async fn apply(
     args: &ApplyArgs,
     out: &mut (dyn Write + Send),
 ) -> Result<u8> {
-    apply_at(handle, intent, args, None, out).await
+    apply_at(handle, intent, args, Pace::default(), out).await
 }
 
 /// Builds the demo, and says what to look at.
@@ -67,6 +67,16 @@ pub async fn hold(handle: &Handle, job: JobId, rate: u64) -> Result<()> {
     ours(handle, || Request::Throttle(job, rate)).await
 }
 
+/// Lets so many copies run at once.
+pub async fn parallel(handle: &Handle, job: JobId, copies: u32) -> Result<()> {
+    ours(handle, || Request::Parallel(job, copies)).await
+}
+
+/// Tries again what failed, of a job that is stuck.
+pub async fn retry(handle: &Handle, job: JobId) -> Result<()> {
+    ours(handle, || Request::Retry(job)).await
+}
+
 /// Stops a job.
 pub async fn cancel(handle: &Handle, job: JobId) -> Result<()> {
     ours(handle, || Request::Cancel(job)).await
@@ -88,12 +98,34 @@ async fn ours(handle: &Handle, request: impl Fn() -> Request) -> Result<()> {
     }
 }
 
-/// As [`apply`], with copies held to a rate from the start.
+/// How the copies of a job are to run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    /// Bytes a second; 0 = no limit.
+    pub rate: Option<u64>,
+    /// Copies at once.
+    pub parallel: Option<u32>,
+}
+
+impl Pace {
+    /// Asks for it.
+    pub async fn set(self, handle: &Handle, job: JobId) -> Result<()> {
+        if let Some(rate) = self.rate {
+            hold(handle, job, rate).await?;
+        }
+        if let Some(copies) = self.parallel {
+            parallel(handle, job, copies).await?;
+        }
+        Ok(())
+    }
+}
+
+/// As [`apply`], with copies at a pace from the start.
 pub async fn apply_at(
     handle: &mut Handle,
     intent: Intent,
     args: &ApplyArgs,
-    rate: Option<u64>,
+    pace: Pace,
     out: &mut (dyn Write + Send),
 ) -> Result<u8> {
     let plan = plan(handle, intent).await?;
@@ -117,10 +149,8 @@ pub async fn apply_at(
     let Reply::Accepted(job) = handle.request(apply).await? else {
         return Err(unexpected());
     };
-    if let Some(rate) = rate {
-        hold(handle, job, rate).await?;
-    }
-    follow(handle, job, args.out.output, out).await
+    pace.set(handle, job).await?;
+    follow(handle, job, args.out.output, Say::News, out).await
 }
 
 /// What has to be typed, from the flags or from the terminal.
@@ -184,16 +214,30 @@ fn confirm(plan: &Plan, args: &ApplyArgs) -> Result<String> {
     Ok(line)
 }
 
-/// Follows a job of this process until it ends; progress goes to standard error when it is a terminal.
+/// What is said of a job while it runs, where there is no terminal to draw a line on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Say {
+    /// Its notes, in `jsonl`.
+    News,
+    /// How it goes, now and then: that is what was asked for.
+    Progress,
+}
+
+/// Between two lines of progress that no terminal overwrites.
+const SAY: Duration = Duration::from_secs(1);
+
+/// Follows a job, run here or by another process, until it ends or waits for the operator; progress goes to standard error.
 pub async fn follow(
     handle: &mut Handle,
     job: JobId,
     format: Format,
+    say: Say,
     out: &mut (dyn Write + Send),
 ) -> Result<u8> {
     let live = super::interactive() && format == Format::Table;
     let mut said = 0;
     let mut told = false;
+    let mut spoke: Option<(Duration, String)> = None;
     loop {
         let seen = handle
             .jobs
@@ -211,11 +255,25 @@ pub async fn follow(
                 let mut err = std::io::stderr();
                 let _ = write!(err, "\r\x1b[K{}", output::progress_line(&info));
                 let _ = err.flush();
+            } else if say == Say::Progress && !info.state.rests() {
+                let now = handle.clock.mono();
+                let due = spoke
+                    .as_ref()
+                    .is_none_or(|(at, _)| now.saturating_sub(*at) >= SAY);
+                let text = output::progress_line(&info);
+                if due && spoke.as_ref().is_none_or(|(_, last)| *last != text) {
+                    if format == Format::Jsonl {
+                        output::job(out, &info, Format::Jsonl)?;
+                    } else {
+                        let _ = writeln!(std::io::stderr(), "{text}");
+                    }
+                    spoke = Some((now, text));
+                }
             } else if format == Format::Jsonl && info.notes.len() > said {
                 said = info.notes.len();
                 output::job(out, &info, Format::Jsonl)?;
             }
-            if info.state.ended() {
+            if info.state.rests() {
                 if live {
                     let _ = writeln!(std::io::stderr());
                 }
@@ -240,6 +298,17 @@ fn result(info: &JobInfo) -> Result<u8> {
             ErrorKind::Cancelled,
             format!("{} was cancelled", info.title),
         )),
+        JobState::Stuck => {
+            let why = info.error.clone().unwrap_or_default();
+            Err(
+                Error::new(ErrorKind::Conflict, format!("{} is stuck: {why}", info.title)).fix(
+                    format!(
+                        "clear the cause, then: falconer restore retry {0}; or take it back: falconer restore cancel {0}",
+                        info.id
+                    ),
+                ),
+            )
+        }
         _ => {
             let why = info
                 .error

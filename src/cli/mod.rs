@@ -12,6 +12,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::config::Flags;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Conn, Handle};
+use crate::engine::model::jobs::JobState;
 
 /// See, snapshot, restore, verify and clean up a Milvus-format cluster, with every coordinator down.
 ///
@@ -290,6 +291,9 @@ pub enum RestoreCommand {
         /// Bytes a second that the copies are held to, e.g. `20MiB`; 0 = no limit.
         #[arg(long, value_name = "BYTES", value_parser = rate)]
         rate: Option<u64>,
+        /// Copies at once, 1 to 256.
+        #[arg(long, value_name = "COPIES", value_parser = clap::value_parser!(u32).range(1..=256))]
+        parallel: Option<u32>,
         /// How to apply.
         #[command(flatten)]
         apply: ApplyArgs,
@@ -301,6 +305,9 @@ pub enum RestoreCommand {
         /// From now on, bytes a second that the copies are held to, e.g. `20MiB`; 0 = no limit.
         #[arg(long, value_name = "BYTES", value_parser = rate)]
         rate: Option<u64>,
+        /// Copies at once, 1 to 256.
+        #[arg(long, value_name = "COPIES", value_parser = clap::value_parser!(u32).range(1..=256))]
+        parallel: Option<u32>,
         /// Output format.
         #[command(flatten)]
         out: OutputArgs,
@@ -311,7 +318,15 @@ pub enum RestoreCommand {
         #[command(flatten)]
         out: OutputArgs,
     },
-    /// Stop a job and take back what it did.
+    /// Try again what failed, of a job that is stuck: what is copied stays copied.
+    Retry {
+        /// Its id.
+        job: i64,
+        /// Output format.
+        #[command(flatten)]
+        out: OutputArgs,
+    },
+    /// Stop a job and take back what it did, also one that another process runs.
     Cancel {
         /// Its id.
         job: i64,
@@ -534,7 +549,11 @@ impl Command {
             | Self::Export(ExportCommand::Start { apply, .. })
             | Self::Gc(GcCommand::Run { apply, .. })
             | Self::Demo(apply) => apply.plan,
-            Self::Restore(RestoreCommand::Watch { .. } | RestoreCommand::Cancel { .. })
+            Self::Restore(
+                RestoreCommand::Watch { .. }
+                | RestoreCommand::Retry { .. }
+                | RestoreCommand::Cancel { .. },
+            )
             | Self::Export(ExportCommand::Cancel { .. }) => false,
         }
     }
@@ -543,8 +562,11 @@ impl Command {
     fn writes(&self) -> bool {
         let follows = matches!(
             self,
-            Self::Restore(RestoreCommand::Watch { rate: None, .. })
-                | Self::Snapshot(SnapshotCommand::Verify { .. })
+            Self::Restore(RestoreCommand::Watch {
+                rate: None,
+                parallel: None,
+                ..
+            }) | Self::Snapshot(SnapshotCommand::Verify { .. })
         );
         !self.reads_only() && !follows
     }
@@ -569,7 +591,15 @@ async fn journal(handle: &mut Handle) {
         return;
     }
     for job in &handle.jobs.borrow().jobs {
-        if !job.state.ended() {
+        if job.state == JobState::Stuck {
+            let _ = writeln!(
+                std::io::stderr(),
+                "falconer: job {0} is stuck and waits for you: {1} ({2}); `falconer restore retry {0}` or `falconer restore cancel {0}`",
+                job.id,
+                job.title,
+                job.error.as_deref().unwrap_or_default()
+            );
+        } else if !job.state.ended() {
             let _ = writeln!(
                 std::io::stderr(),
                 "falconer: job {} is not finished and goes on while this process lives: {} ({}); follow it with `falconer restore watch {0}`",

@@ -469,6 +469,14 @@ pub fn progress_line(info: &JobInfo) -> String {
         if let Some(eta) = p.eta_ms {
             parts.push(format!("{} left", show(&Cell::Age(eta))));
         }
+        if let Some(longest) = info.copies.running.first() {
+            let name = longest.object.rsplit('/').next().unwrap_or_default();
+            let took = show(&Cell::Age(longest.took_ms)).into_owned();
+            parts.push(format!("…/{name} for {took}"));
+        }
+        if info.copies.failing > 0 {
+            parts.push(format!("{} failing", info.copies.failing));
+        }
     }
     parts.join("  ")
 }
@@ -489,6 +497,13 @@ pub fn job(out: &mut dyn Write, info: &JobInfo, format: Format) -> Result<()> {
     }
     for note in &info.notes {
         line(out, &format!("  {note}"))?;
+    }
+    for file in &info.copies.failed {
+        let (object, tries, error) = (&file.object, file.tries, &file.error);
+        line(
+            out,
+            &format!("  not copied: {object} ({tries} tries): {error}"),
+        )?;
     }
     if let Some(error) = &info.error {
         line(out, &format!("  error: {error}"))?;

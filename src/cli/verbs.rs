@@ -6,7 +6,7 @@ use std::io::Write;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Handle, Reply, Request};
 use crate::engine::ids::{CollectionId, JobId, PinId, SnapshotId};
-use crate::engine::model::jobs::JobKind;
+use crate::engine::model::jobs::{JobKind, JobState};
 use crate::engine::model::references::{Entry, Index, Status};
 use crate::engine::model::resource::{self, Kind, RowId, Scope, View};
 use crate::engine::plan::Intent;
@@ -287,6 +287,7 @@ pub async fn restore(
             target,
             from,
             rate,
+            parallel,
             apply,
         } => {
             let (snapshot, target) = match (snapshot, target, &from) {
@@ -317,11 +318,13 @@ pub async fn restore(
                     collection,
                 },
             };
-            jobs::apply_at(handle, intent, &apply, rate, out).await
+            let pace = jobs::Pace { rate, parallel };
+            jobs::apply_at(handle, intent, &apply, pace, out).await
         }
         RestoreCommand::Watch {
             job,
             rate,
+            parallel,
             out: format,
         } => {
             let id = JobId(job);
@@ -333,10 +336,8 @@ pub async fn restore(
                 )
                 .fix("list them with: falconer restore list"));
             }
-            if let Some(rate) = rate {
-                jobs::hold(handle, id, rate).await?;
-            }
-            jobs::follow(handle, id, format.output, out).await
+            jobs::Pace { rate, parallel }.set(handle, id).await?;
+            jobs::follow(handle, id, format.output, jobs::Say::Progress, out).await
         }
         RestoreCommand::List { out: format } => {
             let kinds = (JobKind::Restore, "copy-segment-job");
@@ -345,8 +346,28 @@ pub async fn restore(
         }
         RestoreCommand::Cancel { job } => {
             jobs::cancel(handle, JobId(job)).await?;
-            jobs::follow(handle, JobId(job), Format::Table, out).await
+            left_stuck(handle, JobId(job)).await;
+            jobs::follow(handle, JobId(job), Format::Table, jobs::Say::Progress, out).await
         }
+        RestoreCommand::Retry { job, out: format } => {
+            jobs::retry(handle, JobId(job)).await?;
+            left_stuck(handle, JobId(job)).await;
+            jobs::follow(handle, JobId(job), format.output, jobs::Say::Progress, out).await
+        }
+    }
+}
+
+/// Waits until the order to a stuck job shows: what is followed before that would be the old state.
+async fn left_stuck(handle: &mut Handle, job: JobId) {
+    let clock = handle.clock.clone();
+    let moved = handle.jobs.wait_for(|view| {
+        let it = view.jobs.iter().find(|j| j.id == job);
+        it.is_none_or(|j| j.state != JobState::Stuck)
+    });
+    tokio::select! {
+        // An error means that the engine has stopped; following says so.
+        _ = moved => {}
+        () = clock.sleep(super::PATIENCE) => {}
     }
 }
 
@@ -392,7 +413,11 @@ pub async fn export(
         } => {
             let snapshot = snapshot_id(handle, &snapshot)?;
             let intent = Intent::Export { snapshot, target };
-            jobs::apply_at(handle, intent, &apply, rate, out).await
+            let pace = jobs::Pace {
+                rate,
+                parallel: None,
+            };
+            jobs::apply_at(handle, intent, &apply, pace, out).await
         }
         ExportCommand::List { out: format } => {
             let kinds = (JobKind::Export, "export-job");
@@ -401,7 +426,7 @@ pub async fn export(
         }
         ExportCommand::Cancel { job } => {
             jobs::cancel(handle, JobId(job)).await?;
-            jobs::follow(handle, JobId(job), Format::Table, out).await
+            jobs::follow(handle, JobId(job), Format::Table, jobs::Say::Progress, out).await
         }
     }
 }

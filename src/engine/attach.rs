@@ -77,8 +77,9 @@ pub struct Attached {
     pub is_embedded: bool,
 }
 
-/// Opens what can be opened without a network; blocks for a few milliseconds on a file, longer on a large dump.
-pub fn attach(profile: &Profile, clock: &Arc<dyn Clock>) -> Result<Attached> {
+/// Opens what can be opened without a network; blocks for a few milliseconds on a file, longer on a large dump. A metadata file that
+/// another process has open is `Busy`, or with `along` read along with it.
+pub fn attach(profile: &Profile, clock: &Arc<dyn Clock>, along: bool) -> Result<Attached> {
     let roots = &profile.roots;
     let under = [roots.root.as_str(), roots.meta.as_str()]
         .into_iter()
@@ -91,7 +92,7 @@ pub fn attach(profile: &Profile, clock: &Arc<dyn Clock>) -> Result<Attached> {
     };
     let (source, attach, meta, is_embedded) = match &profile.meta {
         MetaProfile::Embedded { file } => {
-            let opened = embedded(file, profile.access, clock)?;
+            let opened = embedded(file, profile.access, clock, along)?;
             if let (Meta::Read(_), Some(why)) = (&opened.0, opened.1) {
                 read_only = Some(why);
             }
@@ -153,7 +154,12 @@ pub fn attach(profile: &Profile, clock: &Arc<dyn Clock>) -> Result<Attached> {
 }
 
 /// Opens the file to write, or reads along when another process writes it; then says who.
-fn embedded(file: &Path, access: Access, clock: &Arc<dyn Clock>) -> Result<(Meta, Option<String>)> {
+fn embedded(
+    file: &Path,
+    access: Access,
+    clock: &Arc<dyn Clock>,
+    along: bool,
+) -> Result<(Meta, Option<String>)> {
     if access == Access::ReadOnly {
         let reader = EmbeddedReader::open_file(file, clock.clone())?;
         let why = Some("the profile is read-only".to_owned());
@@ -161,7 +167,7 @@ fn embedded(file: &Path, access: Access, clock: &Arc<dyn Clock>) -> Result<(Meta
     }
     match EmbeddedStore::open_file(file, clock.clone()) {
         Ok(store) => Ok((of_store(store, access)?, None)),
-        Err(e) if e.kind() == ErrorKind::Busy => {
+        Err(e) if e.kind() == ErrorKind::Busy && along => {
             let reader = EmbeddedReader::open_file(file, clock.clone())?;
             Ok((Meta::Read(Arc::new(reader)), Some(e.to_string())))
         }

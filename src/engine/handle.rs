@@ -89,8 +89,10 @@ pub enum Request {
         /// What was typed.
         typed: String,
     },
-    /// Stop a job and take back what it did.
+    /// Stop a job and take back what it did, wherever it is run.
     Cancel(JobId),
+    /// Try again what failed, of a job that is stuck.
+    Retry(JobId),
     /// Bytes a second for a job's copies; `None` = no limit.
     Throttle(JobId, Option<u64>),
     /// How many copies a job runs at once.
@@ -122,7 +124,8 @@ pub enum Reply {
     Planned(Arc<Plan>),
     /// To [`Request::Apply`]: the job that runs.
     Accepted(JobId),
-    /// To [`Request::Cancel`], [`Request::Throttle`] and [`Request::Parallel`].
+    /// To [`Request::Cancel`], [`Request::Retry`], [`Request::Throttle`] and [`Request::Parallel`]: obeyed, or in the journal for the process
+    /// that runs the job.
     Done,
     /// To [`Request::Raw`].
     Raw(Arc<RawValue>),

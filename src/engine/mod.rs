@@ -52,6 +52,8 @@ const REQUESTS: usize = 64;
 const NOTICES: usize = 256;
 /// First and longest pause between two attempts to connect.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// How long a metadata file may be busy, and the pause between two tries.
+const HANDOVER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(50));
 
 /// Opens engines.
 pub struct Engine;
@@ -80,15 +82,7 @@ impl Engine {
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Handle> {
-        let attached = {
-            let (profile, clock) = (profile.clone(), clock.clone());
-            // Files and dumps block; the runtime must not.
-            let opening = tokio::task::spawn_blocking(move || attach::attach(&profile, &clock));
-            opening.await.map_err(|e| {
-                error::Error::new(error::ErrorKind::Internal, "opening the stores ended early")
-                    .caused_by(e)
-            })??
-        };
+        let attached = Self::attach(&profile, &clock).await?;
         let Attached {
             source,
             objects,
@@ -130,6 +124,33 @@ impl Engine {
             place: Arc::new(place),
             clock,
         })
+    }
+}
+
+impl Engine {
+    /// A process that ends gives its file back a moment later than its answer: a busy file is asked for again, for a second.
+    async fn attach(profile: &Profile, clock: &Arc<dyn Clock>) -> Result<Attached> {
+        let begun = clock.mono();
+        loop {
+            let along = clock.mono().saturating_sub(begun) >= HANDOVER.0;
+            let attached = {
+                let (profile, clock) = (profile.clone(), clock.clone());
+                // Files and dumps block; the runtime must not.
+                tokio::task::spawn_blocking(move || attach::attach(&profile, &clock, along))
+            };
+            match attached.await {
+                Ok(Err(e)) if e.kind() == error::ErrorKind::Busy && !along => {}
+                Ok(attached) => return attached,
+                Err(e) => {
+                    return Err(error::Error::new(
+                        error::ErrorKind::Internal,
+                        "opening the stores ended early",
+                    )
+                    .caused_by(e));
+                }
+            }
+            clock.sleep(HANDOVER.1).await;
+        }
     }
 }
 
@@ -284,10 +305,10 @@ impl World {
         loop {
             let now = view.borrow_and_update().clone();
             for job in &now.jobs {
-                if !job.state.ended() {
+                if !job.state.rests() {
                     running.insert(job.id);
                 } else if running.remove(&job.id) {
-                    let is_bad = job.state == JobState::Failed;
+                    let is_bad = matches!(job.state, JobState::Failed | JobState::Stuck);
                     let state = format!("{:?}", job.state).to_lowercase();
                     let why = job
                         .error

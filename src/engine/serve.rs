@@ -13,10 +13,11 @@ use super::format::codec::Codec;
 use super::format::decode::{Explained, explain};
 use super::format::keys::{Key, ParsedKey};
 use super::handle::{Conn, Envelope, RawValue, Reply, Request};
-use super::ids::{MetaKey, MetaRev};
+use super::ids::{JobId, MetaKey, MetaRev};
 use super::jobs::planner::Planner;
 use super::jobs::runner::RunnerHandle;
 use super::model::catalog::Catalog;
+use super::plan::journal::Order;
 use super::profile::Roots;
 
 /// Requests that run at once; more wait in the queue.
@@ -54,7 +55,14 @@ impl Server {
             let me = self.clone();
             tokio::spawn(async move {
                 // A client that has gone away wants no answer: what was only a question ends with it.
-                let is_question = !matches!(request, Request::Apply { .. } | Request::Cancel(_));
+                let is_question = !matches!(
+                    request,
+                    Request::Apply { .. }
+                        | Request::Cancel(_)
+                        | Request::Retry(_)
+                        | Request::Throttle(..)
+                        | Request::Parallel(..)
+                );
                 let answer = tokio::select! {
                     biased;
                     () = reply.closed(), if is_question => return,
@@ -95,19 +103,16 @@ impl Server {
                 let job = self.runner()?.apply(&hash, &typed).await?;
                 Ok(Reply::Accepted(job))
             }
-            Request::Cancel(job) => {
-                self.runner()?.cancel(job)?;
-                Ok(Reply::Done)
-            }
-            Request::Throttle(job, rate) => {
-                self.runner()?.throttle(job, rate)?;
-                Ok(Reply::Done)
-            }
-            Request::Parallel(job, n) => {
-                self.runner()?.parallel(job, n)?;
-                Ok(Reply::Done)
-            }
+            Request::Cancel(job) => self.order(job, Order::Cancel).await,
+            Request::Retry(job) => self.order(job, Order::Retry).await,
+            Request::Throttle(job, rate) => self.order(job, Order::Throttle { rate }).await,
+            Request::Parallel(job, copies) => self.order(job, Order::Parallel { copies }).await,
         }
+    }
+
+    async fn order(&self, job: JobId, order: Order) -> Result<Reply> {
+        self.runner()?.order(job, order).await?;
+        Ok(Reply::Done)
     }
 
     fn runner(&self) -> Result<&RunnerHandle> {

@@ -107,9 +107,23 @@ pub struct Toast {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Knobs {
     /// Copies at once.
-    pub parallel: Option<u32>,
+    pub parallel: u32,
     /// Byte limit.
     pub limit: Option<u64>,
+    /// Both as the job showed them when they were turned first: once it shows others, those count.
+    pub seen: (u32, Option<u64>),
+}
+
+impl Knobs {
+    /// As the job shows them.
+    #[must_use]
+    pub fn of(copies: &crate::engine::model::jobs::Copies) -> Self {
+        Self {
+            parallel: copies.parallel.max(1),
+            limit: copies.limit,
+            seen: (copies.parallel, copies.limit),
+        }
+    }
 }
 
 /// The state.

@@ -91,6 +91,8 @@ pub enum Action {
     Gc,
     /// Plan the end of a job.
     CancelJob,
+    /// Try again what failed, of a job that is stuck.
+    Retry,
     /// More copies at once.
     Faster,
     /// Fewer copies at once.
@@ -352,6 +354,15 @@ pub const ACTIONS: &[Entry] = &[
         ROWS,
         Danger::Medium,
         "cancel",
+    ),
+    act(
+        Action::Retry,
+        "retry-job",
+        "Try again what failed, of a job that is stuck",
+        &[ch('r')],
+        ROWS,
+        Danger::Low,
+        "retry",
     ),
     act(
         Action::Faster,

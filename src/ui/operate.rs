@@ -2,11 +2,11 @@
 
 use crate::engine::handle::Request;
 use crate::engine::ids::{CollectionId, JobId, SnapshotId, UnixMs};
-use crate::engine::model::jobs::JobInfo;
+use crate::engine::model::jobs::{Copies, JobInfo, JobState};
 use crate::engine::model::resource::{Kind, RowId};
 use crate::engine::plan::Intent;
 
-use super::app::{App, Asked, Effect};
+use super::app::{App, Asked, Effect, Knobs};
 use super::keymap::{self, Action};
 use super::nav::Place;
 use super::overlay::Overlay;
@@ -51,7 +51,12 @@ pub fn why_disabled(app: &App, action: Action) -> Option<String> {
     // What begins with a plan may be looked at anywhere; the review then refuses to apply it.
     let at_once = matches!(
         action,
-        Action::CancelJob | Action::Faster | Action::Slower | Action::Tighten | Action::Loosen
+        Action::CancelJob
+            | Action::Retry
+            | Action::Faster
+            | Action::Slower
+            | Action::Tighten
+            | Action::Loosen
     );
     if at_once && let Some(why) = &app.place.read_only {
         return Some(format!("read-only: {why}"));
@@ -75,6 +80,13 @@ pub fn why_disabled(app: &App, action: Action) -> Option<String> {
                 Some(_) => None,
             }
         }
+        Action::Retry => match job(app) {
+            None => Some("select a job first".to_owned()),
+            Some(j) if j.state != JobState::Stuck => {
+                Some("only a job that is stuck can be retried".to_owned())
+            }
+            Some(_) => None,
+        },
         Action::Demo => needs(
             is_empty_store(app),
             "only an empty embedded store can become the demo",
@@ -163,11 +175,19 @@ pub fn act(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
             };
             plan(app, Intent::CancelJob { job: id }, out);
         }
-        Action::Faster | Action::Slower | Action::Tighten | Action::Loosen => {
-            let Some((id, rate)) = job(app).map(|j| (j.id, j.progress.rate)) else {
+        Action::Retry => {
+            let Some(id) = job(app).map(|j| j.id) else {
                 return;
             };
-            turn(app, action, id, rate, out);
+            let words = format!("job {id}: trying again what failed");
+            app.ask(Asked::Knob(words), Request::Retry(id), out);
+        }
+        Action::Faster | Action::Slower | Action::Tighten | Action::Loosen => {
+            let Some(job) = job(app) else {
+                return;
+            };
+            let (id, rate, copies) = (job.id, job.progress.rate, job.copies.clone());
+            turn(app, action, id, rate, &copies, out);
         }
         _ => {}
     }
@@ -180,19 +200,28 @@ fn plan(app: &mut App, intent: Intent, out: &mut Vec<Effect>) {
     }
 }
 
-/// The engine does not report its knobs, so the console starts from Milvus-like defaults and from the rate it sees.
-fn turn(app: &mut App, action: Action, id: JobId, rate: f64, out: &mut Vec<Effect>) {
-    const FIRST: u32 = 8;
-    let knobs = app.knobs.entry(id).or_default();
+/// Turns a knob from where the job says that it stands; a second press before it has answered counts on from the first.
+fn turn(
+    app: &mut App,
+    action: Action,
+    id: JobId,
+    rate: f64,
+    copies: &Copies,
+    out: &mut Vec<Effect>,
+) {
+    let knobs = app.knobs.entry(id).or_insert(Knobs::of(copies));
+    if knobs.seen != (copies.parallel, copies.limit) {
+        *knobs = Knobs::of(copies);
+    }
     let (request, words) = match action {
         Action::Faster | Action::Slower => {
-            let now = knobs.parallel.unwrap_or(FIRST);
+            let now = knobs.parallel;
             let next = if action == Action::Faster {
                 now.saturating_mul(2).min(256)
             } else {
                 (now / 2).max(1)
             };
-            knobs.parallel = Some(next);
+            knobs.parallel = next;
             (
                 Request::Parallel(id, next),
                 format!("job {id}: {next} copies at once"),

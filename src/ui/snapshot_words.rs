@@ -125,9 +125,13 @@ fn frees(found: &Value, out: &mut Vec<Line>) {
             "once_collected",
             "nobody else refers to them",
         ),
-        ("not", "kept_by_live_segments", "live segments have them"),
         (
-            "nor",
+            "kept in use",
+            "kept_by_live_segments",
+            "live segments have them",
+        ),
+        (
+            "kept elsewhere",
             "kept_by_other_snapshots",
             "other snapshots have them",
         ),

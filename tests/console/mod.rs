@@ -19,7 +19,9 @@ use falconer::engine::handle::{Conn, Place, RawValue, Reply, Request};
 use falconer::engine::ids::{JobId, MetaKey, MetaRev, UnixMs};
 use falconer::engine::meta::{Event, KeyValue};
 use falconer::engine::model::catalog::Catalog;
-use falconer::engine::model::jobs::{JobInfo, JobKind, JobState, JobsView, Progress};
+use falconer::engine::model::jobs::{
+    Copies, Copying, FileError, JobInfo, JobKind, JobState, JobsView, Progress,
+};
 use falconer::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
 use falconer::ui::app::{App, Effect, Msg, update};
 use falconer::ui::picture;
@@ -86,6 +88,7 @@ pub fn jobs() -> Arc<JobsView> {
             bytes: (7_340_032, 17_825_792),
             rate: 1_572_864.0,
             eta_ms: Some(6_700),
+            rows: 3_000,
         },
         collection: None,
         started: UnixMs(NOW.0 - 9_000),
@@ -97,6 +100,28 @@ pub fn jobs() -> Arc<JobsView> {
             "ids 450000000000000200 to 450000000000000263 taken".to_owned(),
         ],
         recovered: None,
+        copies: Copies {
+            parallel: 16,
+            limit: None,
+            running: vec![Copying {
+                object: "files/insert_log/450000000000000200/450000000000000201/450000000000000202/101/450000000000000007".to_owned(),
+                bytes: 1_048_576,
+                took_ms: 700,
+            }],
+            slowest: Some(Copying {
+                object: "files/index_files/450000000000000210/1/450000000000000201/450000000000000202/HNSW_0".to_owned(),
+                bytes: 4_194_304,
+                took_ms: 2_900,
+            }),
+            failed: vec![FileError {
+                object: "files/delta_log/450000000000000001/450000000000000002/450000000000000003/9".to_owned(),
+                error: "copying object was refused: 503 SlowDown".to_owned(),
+                tries: 2,
+                given_up: false,
+            }],
+            failing: 1,
+        },
+        until: None,
     };
     let failed = JobInfo {
         id: JobId(450_000_000_000_000_090),
@@ -117,6 +142,8 @@ pub fn jobs() -> Arc<JobsView> {
         recovered: Some(
             "undone: the target's name was taken while the console was away".to_owned(),
         ),
+        copies: Copies::default(),
+        until: None,
     };
     Arc::new(JobsView {
         known: true,

@@ -27,6 +27,7 @@ use falconer::engine::meta::{Event, KeyValue};
 use falconer::engine::model::catalog::Catalog;
 use falconer::engine::model::jobs::JobsView;
 use falconer::engine::model::overview::overview;
+use falconer::engine::model::references::Index;
 use falconer::engine::model::resource::{self, Kind, Scope, View};
 use falconer::engine::plan::journal::{Audit, JobRecord, Mark, Owner, PreImage, from_json};
 
@@ -408,6 +409,7 @@ fn shown(catalog: &Catalog) {
     let view = View {
         catalog,
         jobs: &jobs,
+        references: &Index::default(),
         now: UnixMs(1_796_000_000_000),
     };
     for kind in Kind::ALL {

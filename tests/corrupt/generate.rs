@@ -312,7 +312,7 @@ pub fn joined(chance: &mut Chance, words: &[&str], glue: &str) -> Vec<u8> {
         match chance.below(6) {
             0 | 1 => out.push_str(&number(chance).to_string()),
             2 if chance.once_in(4) => out.push_str(&odd_text(chance)),
-            _ => out.push_str(*chance.pick(words)),
+            _ => out.push_str(chance.pick::<&str>(words)),
         }
     }
     out.into_bytes()

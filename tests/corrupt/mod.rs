@@ -1,6 +1,10 @@
 //! Corrupt input: every reader of bytes that others wrote, sound inputs, damage, and what must hold of each answer.
 //!
 //! `tests/hostile.rs` flips every bit and cuts at every byte; `examples/fuzz.rs` makes inputs by the million. Both use this.
+#![allow(
+    clippy::cast_possible_wrap,
+    reason = "Avro and protobuf write unsigned numbers as signed ones on purpose"
+)]
 #![allow(dead_code, reason = "the test and the program each use their own part")]
 
 #[path = "../formats/avro.rs"]

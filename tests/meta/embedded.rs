@@ -358,7 +358,12 @@ async fn a_second_process_is_told_who_holds_the_file_and_reads_along() {
     peer.child.wait().unwrap();
     assert_eq!(reader.get(&key("held")).await.unwrap().unwrap().value, "19");
     assert_eq!(reader.holder().unwrap().alive, Some(false));
+    let left = std::fs::read(&path).unwrap();
     let late = EmbeddedReader::open_file(&path, clock()).unwrap();
+    assert!(
+        std::fs::read(&path).unwrap() == left,
+        "who only reads does not close the file in the dead writer's stead"
+    );
     assert_eq!(late.get(&key("held")).await.unwrap().unwrap().value, "19");
     let store = EmbeddedStore::open_file(&path, clock()).unwrap();
     let rev = commit(&store, writes(vec![put("held", "mine")])).await;

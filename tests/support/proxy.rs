@@ -118,7 +118,7 @@ impl Shared {
             Some(Wrong::Denied) => {
                 return refuse(client, method, "403 Forbidden", "AccessDenied").await;
             }
-            Some(Wrong::Reset) => return reset(client),
+            Some(Wrong::Reset) => return reset(&client),
             _ => {}
         }
         let mut server = TcpStream::connect(self.upstream).await?;
@@ -126,13 +126,13 @@ impl Shared {
         server.write_all(&body).await?;
         let has_body = method != "HEAD";
         let Some((mut head, body)) = message(&mut server, has_body).await? else {
-            return reset(client);
+            return reset(&client);
         };
         if has_body {
             head = with_length(&head, body.len());
         }
         match wrong {
-            Some(Wrong::ResetAfter) => return reset(client),
+            Some(Wrong::ResetAfter) => return reset(&client),
             Some(Wrong::Slow) => {
                 pause(Duration::from_millis(400)).await;
                 client.write_all(&head).await?;
@@ -224,7 +224,9 @@ fn replaced(head: &str, name: &str, value: &str) -> Vec<u8> {
             out.push_str("\r\n");
         }
     }
-    out.push_str(&format!("{name}: {value}\r\n\r\n"));
+    for part in [name, ": ", value, "\r\n\r\n"] {
+        out.push_str(part);
+    }
     out.into_bytes()
 }
 
@@ -264,6 +266,6 @@ async fn refuse(
 }
 
 /// Closes with RST instead of FIN: what was not read yet is thrown away at both ends.
-fn reset(client: TcpStream) -> std::io::Result<()> {
+fn reset(client: &TcpStream) -> std::io::Result<()> {
     client.set_zero_linger()
 }

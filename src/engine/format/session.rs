@@ -33,9 +33,35 @@ pub struct Session {
     /// The machine's name.
     #[serde(rename = "HostName")]
     pub host_name: String,
+    /// What index files of vectors it loads.
+    #[serde(rename = "IndexEngineVersion")]
+    pub index_engine: EngineVersion,
+    /// What index files of scalars it loads, 2.5+.
+    #[serde(rename = "ScalarIndexEngineVersion")]
+    pub scalar_index_engine: EngineVersion,
     /// Labels, 2.4+: resource group, embedded query node …
     #[serde(rename = "ServerLabels")]
     pub server_labels: std::collections::BTreeMap<String, String>,
+}
+
+/// Versions of index files that a node builds and loads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct EngineVersion {
+    /// The one it builds.
+    #[serde(rename = "CurrentIndexVersion")]
+    pub current: i32,
+    /// The newest it loads, where it says so (2.6.14+).
+    #[serde(rename = "MaximumIndexVersion")]
+    pub maximum: i32,
+}
+
+impl EngineVersion {
+    /// The newest it loads.
+    #[must_use]
+    pub fn most(self) -> i32 {
+        self.maximum.max(self.current)
+    }
 }
 
 impl Session {

@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::cx::Dials;
 use crate::engine::clock::Clock;
-use crate::engine::ids::JobId;
+use crate::engine::ids::{JobId, MetaKey, UnixMs};
 use crate::engine::model::jobs::{JobState, JobsView};
 use crate::engine::plan::Intent;
-use crate::engine::plan::journal::JobRecord;
+use crate::engine::plan::journal::{JobRecord, Live, Order, Past};
 
 const PERIOD: Duration = Duration::from_millis(100);
 
@@ -21,12 +21,34 @@ const PERIOD: Duration = Duration::from_millis(100);
 pub(super) struct Running {
     pub dials: Arc<Dials>,
     pub cancel: CancellationToken,
+    /// Orders of other processes that are obeyed: their keys go with the next entry of the journal.
+    pub heard: Arc<Mutex<Vec<MetaKey>>>,
+}
+
+impl Running {
+    /// Obeys. A retry is for jobs that nobody runs.
+    pub fn obey(&self, order: Order) {
+        match order {
+            Order::Cancel => self.cancel.cancel(),
+            Order::Throttle { rate } => self.dials.set_throttle(rate),
+            Order::Parallel { copies } => self.dials.set_parallel(copies),
+            Order::Retry => {}
+        }
+    }
+
+    pub fn heard(&self) -> std::sync::MutexGuard<'_, Vec<MetaKey>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Default)]
 struct Entries {
     records: BTreeMap<JobId, JobRecord>,
     running: BTreeMap<JobId, Running>,
+    /// Counters of jobs that other processes run.
+    live: BTreeMap<JobId, Live>,
+    /// Jobs whose record is gone.
+    past: BTreeMap<JobId, Past>,
     known: bool,
 }
 
@@ -79,8 +101,52 @@ impl Board {
     }
 
     pub fn forget(&self, job: JobId) {
-        self.lock().records.remove(&job);
+        let mut entries = self.lock();
+        entries.records.remove(&job);
+        entries.live.remove(&job);
+        drop(entries);
         self.changed.notify_one();
+    }
+
+    /// Counters that another process wrote.
+    pub fn learn_live(&self, job: JobId, live: Live) {
+        self.lock().live.insert(job, live);
+        self.changed.notify_one();
+    }
+
+    /// What stays of a job.
+    pub fn learn_past(&self, past: Past) {
+        self.lock().past.insert(past.id, past);
+        self.changed.notify_one();
+    }
+
+    pub fn forget_past(&self, job: JobId) {
+        self.lock().past.remove(&job);
+        self.changed.notify_one();
+    }
+
+    /// Ids of the jobs of which only that is left, oldest first.
+    pub fn past(&self) -> Vec<JobId> {
+        self.lock().past.keys().copied().collect()
+    }
+
+    /// Obeys an order of another process, if the job is run here.
+    pub fn order(&self, job: JobId, key: MetaKey, order: Order) {
+        let Some(running) = self.running(job) else {
+            return;
+        };
+        let mut heard = running.heard();
+        if !heard.contains(&key) {
+            heard.push(key);
+            drop(heard);
+            running.obey(order);
+            self.changed.notify_one();
+        }
+    }
+
+    /// Jobs that this process drives.
+    pub fn driven(&self) -> Vec<JobId> {
+        self.lock().running.keys().copied().collect()
     }
 
     pub fn get(&self, job: JobId) -> Option<JobRecord> {
@@ -102,11 +168,16 @@ impl Board {
             .map(|r| r.id)
     }
 
-    /// Jobs of the journal that have not ended and that nobody here drives.
-    pub fn orphans(&self) -> Vec<JobId> {
+    /// Jobs of the journal that have not ended and that nobody here drives. One that waits for the operator is left to him until its
+    /// time is over.
+    pub fn orphans(&self, now: UnixMs) -> Vec<JobId> {
         let entries = self.lock();
+        let waits = |r: &JobRecord| {
+            r.state == JobState::Stuck && !r.cancelled && r.until.is_some_and(|end| now < end)
+        };
         let open = entries.records.values().filter(|r| !r.state.ended());
-        open.map(|r| r.id)
+        open.filter(|r| !waits(r))
+            .map(|r| r.id)
             .filter(|id| !entries.running.contains_key(id))
             .collect()
     }
@@ -147,16 +218,28 @@ impl Board {
 
     fn build(&self) -> JobsView {
         let entries = self.lock();
-        let jobs = entries.records.values().rev().map(|record| {
+        let jobs = entries.records.values().map(|record| {
             let mut info = record.info();
             if let Some(running) = entries.running.get(&record.id) {
                 info.progress = running.dials.meter.read();
                 info.notes = running.dials.notes();
+                info.copies = running.dials.copies();
+            } else if let Some(live) = entries.live.get(&record.id)
+                && live.at >= record.moved
+                && !record.state.rests()
+            {
+                info.progress = live.progress;
+                info.copies = live.copies.clone();
+                info.moved = live.at;
             }
-            Arc::new(info)
+            info
         });
+        let gone = entries.past.values();
+        let gone = gone.filter(|p| !entries.records.contains_key(&p.id));
+        let mut jobs: Vec<_> = jobs.chain(gone.map(Past::info)).map(Arc::new).collect();
+        jobs.sort_unstable_by_key(|j| std::cmp::Reverse(j.id));
         JobsView {
-            jobs: jobs.collect(),
+            jobs,
             known: entries.known,
         }
     }

@@ -58,6 +58,12 @@ pub trait CopyHost: Send + Sync {
     fn parallel(&self) -> u32;
     /// Bytes a second, as asked for now; `None` = no limit.
     fn throttle(&self) -> Option<u64>;
+    /// A file is begun.
+    fn began(&self, _file: &CopyFile) {}
+    /// A try of it failed; it may be tried again.
+    fn failed(&self, _file: &CopyFile, _why: &Error) {}
+    /// It is not tried again, and is not there.
+    fn gave_up(&self, _file: &CopyFile) {}
     /// A file of so many bytes is there.
     fn copied(&self, file: &CopyFile);
     /// Whether to stop soon.
@@ -252,8 +258,16 @@ pub async fn run(
                 }
                 gate.good();
             }
-            Copied::Missing => stop = stop.or(Some(Ok(Ran::SourceMissing))),
-            Copied::Failed(error) => stop = stop.or(Some(Err(error))),
+            other => {
+                if let Some(file) = files.get(index as usize) {
+                    host.gave_up(file);
+                }
+                let why = match other {
+                    Copied::Failed(error) => Err(error),
+                    _ => Ok(Ran::SourceMissing),
+                };
+                stop = stop.or(Some(why));
+            }
         }
     }
     again.tell(host);
@@ -283,6 +297,7 @@ enum Copied {
 /// One file, with its retries. What may or may not have happened is done again: it is the same as once.
 async fn one(host: &dyn CopyHost, file: &CopyFile, gate: &Gate) -> Copied {
     let mut last = None;
+    host.began(file);
     for attempt in 0..TRIES {
         if attempt > 0 {
             host.clock().sleep(backoff(host.entropy(), attempt)).await;
@@ -296,6 +311,7 @@ async fn one(host: &dyn CopyHost, file: &CopyFile, gate: &Gate) -> Copied {
             }
             Err(e) => e,
         };
+        host.failed(file, &failed);
         match failed.kind() {
             ErrorKind::NotFound => return Copied::Missing,
             ErrorKind::Unreachable | ErrorKind::OutcomeUnknown => {}

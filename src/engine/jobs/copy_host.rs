@@ -10,7 +10,7 @@ use super::cx::{Beside, JobCx};
 use super::restore_bundle;
 use super::restore_source::{Reads, prefixes};
 use crate::engine::clock::{Clock, Entropy};
-use crate::engine::error::Result;
+use crate::engine::error::{Error, Result};
 use crate::engine::format::bundle::Relocation;
 use crate::engine::ids::ObjectKey;
 use crate::engine::objects::{ObjectRead, Origin};
@@ -109,7 +109,20 @@ impl CopyHost for Host<'_> {
         self.cx.throttle()
     }
 
+    fn began(&self, file: &CopyFile) {
+        self.cx.files().began(&file.to.0, file.size);
+    }
+
+    fn failed(&self, file: &CopyFile, why: &Error) {
+        self.cx.files().failed(&file.from.0, why);
+    }
+
+    fn gave_up(&self, file: &CopyFile) {
+        self.cx.files().left(&file.from.0, &file.to.0, true);
+    }
+
     fn copied(&self, file: &CopyFile) {
+        self.cx.files().done(&file.from.0, &file.to.0);
         self.cx.progress().file(file.size);
     }
 

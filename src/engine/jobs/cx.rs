@@ -1,6 +1,6 @@
 //! What a step may touch: reads of everything, writes only through the executor.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,12 +9,13 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use super::filebook::FileBook;
 use super::meter::ProgressMeter;
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, ObjectKey};
 use crate::engine::meta::MetaRead;
-use crate::engine::model::jobs::JobInfo;
+use crate::engine::model::jobs::{Copies, JobInfo};
 use crate::engine::objects::{Copied, ObjectRead, Origin};
 use crate::engine::plan::Intent;
 use crate::engine::plan::execute::{Change, Committed, Executor, IdRange, Who};
@@ -46,8 +47,12 @@ pub(super) fn cut(mut text: String) -> String {
 pub struct Dials {
     /// Counters.
     pub meter: ProgressMeter,
+    /// Copies, file by file.
+    pub files: FileBook,
     notes: Mutex<Vec<String>>,
     parallel: AtomicU32,
+    /// Somebody asked for it.
+    asked: AtomicBool,
     /// Bytes a second; 0 = no limit.
     throttle: AtomicU64,
     /// Told of every movement.
@@ -66,10 +71,12 @@ impl Dials {
     pub fn new(clock: Arc<dyn Clock>, changed: Arc<Notify>) -> Self {
         Self {
             meter: ProgressMeter::new(clock.clone(), changed.clone()),
+            files: FileBook::new(clock.clone()),
             notes: Mutex::default(),
             clock,
             refused: Mutex::default(),
             parallel: AtomicU32::new(PARALLEL),
+            asked: AtomicBool::new(false),
             throttle: AtomicU64::new(0),
             changed,
         }
@@ -116,8 +123,29 @@ impl Dials {
         *self.notes.lock().unwrap_or_else(PoisonError::into_inner) = notes;
     }
 
+    /// Copies at once.
+    pub fn parallel(&self) -> u32 {
+        self.parallel.load(Ordering::Relaxed)
+    }
+
+    /// What the outside sees of the copies: nothing of a job that copies no files.
+    pub fn copies(&self) -> Copies {
+        Copies {
+            parallel: self.parallel(),
+            limit: self.throttle(),
+            ..self.files.read()
+        }
+    }
+
+    /// Copies at once, if somebody asked for a number.
+    pub fn asked_parallel(&self) -> Option<u32> {
+        let asked = self.asked.load(Ordering::Relaxed);
+        asked.then(|| self.parallel())
+    }
+
     /// Copies at once, 1 to 256.
     pub fn set_parallel(&self, n: u32) {
+        self.asked.store(true, Ordering::Relaxed);
         self.parallel.store(n.clamp(1, 256), Ordering::Relaxed);
         self.changed.notify_one();
     }
@@ -300,6 +328,11 @@ impl JobCx {
         &self.dials.meter
     }
 
+    /// Copies, file by file.
+    pub fn files(&self) -> &FileBook {
+        &self.dials.files
+    }
+
     /// Says something that the operator should know. Journaled with the next step.
     pub fn note(&self, text: impl Into<String>) {
         self.dials.note(text.into());
@@ -312,7 +345,7 @@ impl JobCx {
 
     /// How many copies may run at once; may change while they do.
     pub fn parallel(&self) -> u32 {
-        self.dials.parallel.load(Ordering::Relaxed)
+        self.dials.parallel()
     }
 
     /// The same, for requests that copy nothing.

@@ -10,13 +10,16 @@ use super::board::{Board, Running};
 use super::cx::{Children, JobCx, cut};
 use super::registry::Kind;
 use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::ids::MetaKey;
 use crate::engine::meta::{Cond, RangeOpts, Span, Write};
-use crate::engine::model::jobs::JobState;
+use crate::engine::model::jobs::{Copies, JobState};
 use crate::engine::plan::execute::Executor;
-use crate::engine::plan::journal::{JobRecord, from_json, json};
+use crate::engine::plan::journal::{JobRecord, Live, from_json, json};
 
 /// Between looks at a fence that does not hold, and between journal entries of a long step.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two times that others are told how a long step goes.
+const TELL: Duration = Duration::from_secs(1);
 /// Longest wait before a step is taken again.
 const LONGEST: Duration = Duration::from_secs(10);
 /// Notes kept of a record that is too large.
@@ -66,8 +69,11 @@ impl Driver {
     pub async fn run(mut self) {
         self.running.dials.set_notes(self.record.notes.clone());
         self.running.dials.meter.resume(self.record.progress);
+        self.running.dials.files.resume(&self.record.copies);
         let mut wait = Duration::from_millis(200);
-        while !self.record.state.ended() {
+        while !self.record.state.ended()
+            && (self.record.state != JobState::Stuck || self.is_called_back())
+        {
             if !self.holds() && !self.regain().await {
                 return;
             }
@@ -77,7 +83,15 @@ impl Driver {
                 && self.record.state != JobState::Completed
                 && self.running.cancel.is_cancelled()
             {
-                self.turn_back(&Error::new(ErrorKind::Cancelled, "stopped on request"));
+                let out_of_time = self.record.state == JobState::Stuck && !self.record.cancelled;
+                self.turn_back(&if out_of_time {
+                    Error::new(
+                        ErrorKind::Conflict,
+                        "nobody retried or cancelled it in time",
+                    )
+                } else {
+                    Error::new(ErrorKind::Cancelled, "stopped on request")
+                });
                 if matches!(self.journal().await, Entry::Gone) {
                     return;
                 }
@@ -142,7 +156,14 @@ impl Driver {
                 return;
             }
         }
-        self.tidy().await;
+        if self.record.state.ended() {
+            self.tidy().await;
+        }
+    }
+
+    /// A job that waits for the operator is only driven to be taken back.
+    fn is_called_back(&self) -> bool {
+        self.running.cancel.is_cancelled()
     }
 
     /// What a step may touch, as long as the record in memory is the one that counts.
@@ -181,6 +202,12 @@ impl Driver {
                 self.running.dials.meter.complete();
                 self.record.state = JobState::Verified;
             }
+            Next::Stuck(s, e, until) => {
+                self.record.machine = s;
+                self.record.state = JobState::Stuck;
+                self.record.error = Some(cut(e.to_string()));
+                self.record.until = Some(until);
+            }
             Next::Undo(s, e) => {
                 self.record.machine = s;
                 self.turn_back(&e);
@@ -199,6 +226,7 @@ impl Driver {
     /// From now on the job is taken back. The first error stays.
     fn turn_back(&mut self, why: &Error) {
         self.record.state = JobState::Undoing;
+        self.record.until = None;
         self.record.cancelled |= why.kind() == ErrorKind::Cancelled;
         if self.record.error.is_none() {
             self.record.error = Some(cut(why.to_string()));
@@ -230,28 +258,50 @@ impl Driver {
         Error::new(kind, self.record.error.clone().unwrap_or_default())
     }
 
-    /// Runs a step, and journals its counters now and then while they move.
+    /// Runs a step. While it moves, others are told how it goes, and now and then it is journaled.
     async fn watched(
         &mut self,
         step: impl Future<Output = Result<Next<serde_json::Value>>>,
     ) -> Result<Next<serde_json::Value>> {
         tokio::pin!(step);
+        let mut journaled = self.executor.clock().mono();
+        let mut told = (self.record.progress, Copies::default());
         loop {
-            let tick = self.executor.clock().sleep(PATIENCE);
+            let tick = self.executor.clock().sleep(TELL);
             tokio::select! {
                 biased;
                 done = &mut step => return done,
                 () = tick => {}
             }
-            if self.running.dials.meter.read() != self.record.progress {
+            let now = (self.running.dials.meter.read(), self.running.dials.copies());
+            let mono = self.executor.clock().mono();
+            let obeyed = !self.running.heard().is_empty();
+            // Only news, both: the state is the one journaled already, and the next entry carries it too.
+            if obeyed
+                || (now.0 != self.record.progress && mono.saturating_sub(journaled) >= PATIENCE)
+            {
+                journaled = mono;
                 self.record.moved = self.executor.clock().now();
                 self.fill();
-                if let Ok(write) = self.write() {
-                    // Only news: the state is the one journaled already. The next entry carries it too.
-                    let _ = self.note(std::slice::from_ref(&write)).await;
+                let heard = self.running.heard().clone();
+                if let Ok(writes) = self.writes(&heard) {
+                    if matches!(self.note(&writes).await, Ok(true)) {
+                        self.unhear(&heard);
+                    }
                     self.board.set(self.record.clone());
                 }
+            } else if now.0 != told.0 || now.1.running != told.1.running {
+                let live = Live {
+                    at: self.executor.clock().now(),
+                    progress: now.0,
+                    copies: now.1.clone(),
+                };
+                if let Ok(value) = json(&live) {
+                    let key = self.executor.keys().live(self.record.id);
+                    let _ = self.note(&[Write::put(key, value)]).await;
+                }
             }
+            told = now;
         }
     }
 
@@ -259,6 +309,8 @@ impl Driver {
         self.record.progress = self.running.dials.meter.read();
         self.record.notes = self.running.dials.notes();
         self.record.rate = self.running.dials.throttle();
+        self.record.parallel = self.running.dials.asked_parallel();
+        self.record.copies = self.running.dials.copies();
         if let Some((step, done, all)) = self.kind.describe(&self.record.machine) {
             self.record.step = step;
             let verified = self.record.state == JobState::Verified;
@@ -269,9 +321,16 @@ impl Driver {
         }
     }
 
-    fn write(&self) -> Result<Write> {
+    /// The record; with it go the orders that it now holds.
+    fn writes(&self, heard: &[MetaKey]) -> Result<Vec<Write>> {
         let key = self.executor.keys().job(self.record.id);
-        Ok(Write::put(key, json(&self.record)?))
+        let mut writes = vec![Write::put(key, json(&self.record)?)];
+        writes.extend(heard.iter().cloned().map(Write::Delete));
+        Ok(writes)
+    }
+
+    fn unhear(&self, keys: &[MetaKey]) {
+        self.running.heard().retain(|k| !keys.contains(k));
     }
 
     /// Writes our own records, if the root is ours under the epoch of the record in memory; `false` when it is not.
@@ -288,19 +347,23 @@ impl Driver {
         let mut wait = Duration::from_millis(200);
         let mut large = 0;
         loop {
-            let written = match self.write() {
-                Ok(write) => {
-                    let mut writes = vec![write];
+            let heard = self.running.heard().clone();
+            let written = match self.writes(&heard) {
+                Ok(mut writes) => {
                     if self.record.state.ended() {
                         let give_back = |name: &String| Write::Delete(name.as_str().into());
                         writes.extend(self.record.locks.iter().map(give_back));
+                        writes.push(Write::Delete(self.executor.keys().live(self.record.id)));
                     }
                     self.note(&writes).await
                 }
                 Err(e) => Err(e),
             };
             let e = match written {
-                Ok(true) => break,
+                Ok(true) => {
+                    self.unhear(&heard);
+                    break;
+                }
                 Ok(false) => self.executor.fence().lost(),
                 Err(e) => e,
             };

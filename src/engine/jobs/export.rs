@@ -294,6 +294,7 @@ impl Export {
             beside: Some(&beside),
         };
         let ran = copy::run(&host, files, &mut state.done, copy::SLICE).await;
+        cx.files().idle();
         if ran.is_err() {
             // The step is taken again with the state journaled last: look at what is there, do not copy it twice.
             self.keep(cx.job, None);

@@ -10,6 +10,7 @@ use super::gc_plan::{Filter, Item};
 use super::gc_scan::{Scan, pages};
 use super::restore::reads;
 use super::restore_source::hex;
+use super::snapshot_notes;
 use crate::engine::error::{ErrorKind, Result};
 use crate::engine::format::codec::{Decoded, decode};
 use crate::engine::format::keys::{Family, Key};
@@ -228,6 +229,17 @@ async fn snapshot(
         Removed::Failed => return Ok(Fate::Failed),
         Removed::TooOld => return Ok(Fate::Moved),
     };
+    // Our own notes beside it go before it, so that none is left; nobody has pinned what is being collected.
+    let notes = snapshot_notes::forget(cx, id).await?;
+    if !notes.is_empty() {
+        cx.commit(Change {
+            name: format!("notes-of-{id}"),
+            writes: notes,
+            atomic: true,
+            ..Change::default()
+        })
+        .await?;
+    }
     forgotten(cx, item, std::slice::from_ref(seen), Vec::new(), rule, gone).await
 }
 

@@ -42,6 +42,7 @@ pub struct ProgressMeter {
     segments: Count,
     files: Count,
     bytes: Count,
+    rows: AtomicU64,
     samples: Mutex<VecDeque<(Duration, u64)>>,
     changed: Arc<Notify>,
 }
@@ -54,6 +55,7 @@ impl ProgressMeter {
             segments: Count::default(),
             files: Count::default(),
             bytes: Count::default(),
+            rows: AtomicU64::new(0),
             samples: Mutex::default(),
             changed,
         }
@@ -65,6 +67,11 @@ impl ProgressMeter {
         self.files.total.store(files, Ordering::Relaxed);
         self.bytes.total.store(bytes, Ordering::Relaxed);
         self.changed.notify_one();
+    }
+
+    /// Sets how many rows are in what the job makes.
+    pub fn set_rows(&self, rows: u64) {
+        self.rows.store(rows, Ordering::Relaxed);
     }
 
     /// Sets what is done: after a resume.
@@ -129,6 +136,7 @@ impl ProgressMeter {
             files: self.files.read(),
             bytes,
             rate,
+            rows: self.rows.load(Ordering::Relaxed),
             eta_ms: (rate > 0.0 && bytes.1 > 0).then(|| (left as f64 / rate * 1000.0) as u64),
         }
     }
@@ -138,6 +146,7 @@ impl ProgressMeter {
         self.segments.write(from.segments);
         self.files.write(from.files);
         self.bytes.write(from.bytes);
+        self.rows.store(from.rows, Ordering::Relaxed);
     }
 
     fn rate(&self, done: u64) -> f64 {

@@ -13,6 +13,7 @@ pub mod export;
 mod export_files;
 mod export_plan;
 mod export_record;
+pub mod filebook;
 pub mod gc;
 mod gc_collect;
 pub mod gc_objects;
@@ -30,6 +31,7 @@ pub mod references;
 pub mod registry;
 pub mod restore;
 mod restore_bundle;
+mod restore_checks;
 mod restore_copy;
 mod restore_files;
 pub mod restore_map;
@@ -37,6 +39,7 @@ mod restore_names;
 pub mod restore_pin;
 pub mod restore_plan;
 mod restore_records;
+mod restore_since;
 pub mod restore_source;
 pub mod restore_state;
 mod restore_undo;
@@ -65,7 +68,7 @@ use serde::de::DeserializeOwned;
 
 use super::clock::Clock;
 use super::error::{Error, Result};
-use super::ids::CollectionId;
+use super::ids::{CollectionId, UnixMs};
 use super::meta::MetaRead;
 use super::model::catalog::Catalog;
 use super::model::jobs::JobKind;
@@ -81,6 +84,9 @@ pub enum Next<S> {
     Published(S),
     /// Checked: the job is *Verified*.
     Verified(S),
+    /// It cannot go on for this reason, which the operator may clear. What is there is kept until the time given: then, or when
+    /// somebody cancels, it is taken back; when somebody says *retry*, the step is taken again with this state.
+    Stuck(S, Error, UnixMs),
     /// Take back what was done, because of this error; [`Job::undo`] runs until it answers `Undone`.
     Undo(S, Error),
     /// Everything is taken back: *Failed* (or *Cancelled*, if that was the reason).

@@ -9,7 +9,8 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::meta::{MetaRead, Span};
 use crate::engine::model::catalog::Catalog;
 use crate::engine::objects::ObjectRead;
-use crate::engine::plan::fence::{coordinator, session_spans};
+use crate::engine::plan::execute::Executor;
+use crate::engine::plan::fence::{busy, coordinator, session_spans};
 use crate::engine::plan::journal::Keys;
 use crate::engine::plan::{Check, Intent, Plan};
 use crate::engine::profile::Roots;
@@ -24,6 +25,8 @@ pub struct Planner {
     registry: Registry,
     keys: Keys,
     spans: Vec<Span>,
+    /// The writer of this process: what it holds itself keeps nobody out.
+    own: Option<Arc<Executor>>,
 }
 
 impl Planner {
@@ -44,7 +47,15 @@ impl Planner {
             roots,
             clock,
             registry,
+            own: None,
         }
+    }
+
+    /// The same in a process that may write.
+    #[must_use]
+    pub fn of_writer(mut self, own: Arc<Executor>) -> Self {
+        self.own = Some(own);
+        self
     }
 
     /// The sealed plan of an intent that a job answers, with the checks that every job has in common.
@@ -80,7 +91,24 @@ impl Planner {
             failed: busy.map(|e| e.to_string()),
             detail: names.join(", "),
         });
+        plan.checks.push(self.writer().await?);
         self.fenced(plan).await
+    }
+
+    /// Whether another Falconer writes this root now: then an apply would be refused.
+    async fn writer(&self) -> Result<Check> {
+        let owner = self.meta.get(&self.keys.owner()).await?;
+        let ours = |value: &[u8]| self.own.as_ref().is_some_and(|e| e.fence().is_ours(value));
+        let other = owner.filter(|kv| !ours(&kv.value));
+        Ok(Check {
+            name: "no other Falconer writes this root".into(),
+            detail: if other.is_none() {
+                format!("{} is free, or ours", self.keys.owner())
+            } else {
+                String::new()
+            },
+            failed: other.map(|kv| busy(&self.keys, &kv.value).to_string()),
+        })
     }
 
     /// The plan with the fence's check, sealed.

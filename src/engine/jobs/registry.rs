@@ -50,6 +50,7 @@ fn erase<S: Serialize>(next: Next<S>) -> Result<Next<Value>> {
         Next::Step(s) => Next::Step(write(&s)?),
         Next::Published(s) => Next::Published(write(&s)?),
         Next::Verified(s) => Next::Verified(write(&s)?),
+        Next::Stuck(s, e, until) => Next::Stuck(write(&s)?, e, until),
         Next::Undo(s, e) => Next::Undo(write(&s)?, e),
         Next::Undone(s) => Next::Undone(write(&s)?),
     })

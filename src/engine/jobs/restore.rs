@@ -12,10 +12,12 @@ use async_trait::async_trait;
 use super::copy::{self, Done, Ran};
 use super::copy_host::{Host, Sources};
 use super::cx::JobCx;
+use super::drive::again;
 use super::restore_copy::{digest, progress, size_up, standing, starts};
 use super::restore_map::{Blueprint, Source, draw, ids_needed};
 use super::restore_names::name_is_free;
 use super::restore_pin::{HeldPin, gone, keep_pin, release_pin, set_pin};
+use super::restore_since::Milvus;
 use super::restore_source::{Reads, prefixes};
 pub use super::restore_state::{Range, State, Step};
 use super::restore_watch::{Watchable, complete};
@@ -97,6 +99,8 @@ impl Restore {
 
     async fn look(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
         let reads = reads(cx);
+        // Before anything else is read: what moves it later has moved since.
+        let milvus = Milvus::seen(&reads).await?;
         let target = (state.db_name.as_str(), state.name.as_str());
         let from = state.from.as_deref();
         let found = restore_plan::survey(&reads, state.snapshot, from, target).await?;
@@ -107,6 +111,7 @@ impl Restore {
                 "the survey passed without a snapshot or a database",
             ));
         };
+        state.milvus = Some(milvus);
         state.db = db;
         state.of = found.of;
         state.fingerprint.clone_from(&source.fingerprint);
@@ -158,6 +163,13 @@ impl Restore {
                 .list_all(prefixes(cx.objects.root(), files.iter().map(|f| &f.to)))
                 .await?;
             let found = Done::from_listing(files, &there);
+            let now = Milvus::seen(&reads(cx)).await?;
+            if state.milvus.as_ref().is_some_and(|then| *then != now) {
+                cx.note(format!(
+                    "changed since by Milvus: {}; all is checked again before publishing",
+                    now.words()
+                ));
+            }
             if found.count() > 0 {
                 cx.note(format!(
                     "{} of {} files were there",
@@ -175,6 +187,8 @@ impl Restore {
             );
             cx.progress()
                 .set_done(segments.into(), state.done.count().into(), done_bytes);
+            let rows: i64 = loaded.blueprint.segments.iter().map(|s| s.rows).sum();
+            cx.progress().set_rows(u64::try_from(rows).unwrap_or(0));
             self.keep(
                 state.given()?.first_id,
                 Some(Loaded {
@@ -190,11 +204,19 @@ impl Restore {
             beside: None,
         };
         let ran = copy::run(&host, files, &mut state.done, copy::SLICE).await;
+        cx.files().idle();
         if ran.is_err() {
             // The step is taken again with the state journaled last: look at what is there, do not copy it twice.
             self.keep(state.given()?.first_id, None);
         }
-        match ran? {
+        let ran = match ran {
+            Err(e) if waits_for_operator(cx, &e) => {
+                let state = progress(cx, state, &loaded).await?;
+                return stuck(cx, state, &e).await;
+            }
+            ran => ran?,
+        };
+        match ran {
             Ran::SourceMissing => {
                 // Find them all, then fail for good.
                 let mut again = files.clone();
@@ -234,7 +256,7 @@ impl Restore {
                 .map(|(_, f)| format!("{} ({:?} of {} bytes)", f.to, there.get(&f.to), f.size))
                 .collect();
             let short: Vec<&str> = short.iter().map(String::as_str).collect();
-            return Err(Error::new(
+            let e = Error::new(
                 ErrorKind::Corrupt,
                 format!(
                     "{} copied objects are missing or short: {}",
@@ -242,7 +264,10 @@ impl Restore {
                     restore_plan::some_of(&short)
                 ),
             )
-            .fix("check the object store's health"));
+            .fix("check the object store's health");
+            state.round = 0;
+            state.done = good;
+            return stuck(cx, state.to(Step::Copy), &e).await;
         }
         cx.note(format!(
             "{} files are missing or short after copying: copied again",
@@ -295,9 +320,19 @@ impl Restore {
         let mut tries = 0;
         loop {
             tries += 1;
+            // Nobody else has the id: it is published, and what came after is not looked at here.
+            if reads(cx).record(&loaded.blueprint.head.0).await?.is_some() {
+                break;
+            }
+            // Whoever was there while nobody of us was: everything is looked at again, and the publishing rests on it.
+            let now = Milvus::seen(&reads(cx)).await?;
+            if state.milvus.as_ref().is_some_and(|then| *then != now) {
+                return self.look_again(cx, state, now).await;
+            }
             let collection = Some(loaded.blueprint.collection);
             let mut conds = name_is_free(&reads(cx), state.db, &state.name, collection).await?;
             conds.extend(database_stands(cx, &state).await?);
+            conds.push(now.unmoved(&cx.roots));
             let published = cx
                 .commit(Change {
                     name: "publish".into(),
@@ -317,6 +352,47 @@ impl Restore {
         Ok(Next::Published(state.to(Step::Verify)))
     }
 
+    /// A Milvus process has registered since the job began. Copies, records and the pin are compared with what was left, before anything is
+    /// published on top of what has changed.
+    async fn look_again(&self, cx: &JobCx, mut state: State, now: Milvus) -> Result<Next<State>> {
+        let loaded = self.load(cx, &state).await?;
+        cx.note(format!(
+            "changed since by Milvus: {}; copies, records and the pin are checked again",
+            now.words()
+        ));
+        let changed = verify::unpublished(&reads(cx), &loaded.blueprint).await?;
+        if let Some(first) = changed.first() {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "changed since by Milvus in {} points: {first}",
+                    changed.len()
+                ),
+            )
+            .fix("what was made is taken back; plan the restore again"));
+        }
+        if let Some(pin) = state.pin {
+            let again = HeldPin::renewed(pin, cx.clock.now());
+            set_pin(cx, &state, again).await?;
+            state.pin = Some(again);
+        }
+        state.milvus = Some(now);
+        let files = &loaded.blueprint.files;
+        let there = reads(cx)
+            .list_all(prefixes(cx.objects.root(), files.iter().map(|f| &f.to)))
+            .await?;
+        let good = Done::from_listing(files, &there);
+        if good.count() as usize == files.len() {
+            return Ok(Next::Step(state));
+        }
+        cx.note(format!(
+            "changed since by Milvus: {} copied files are gone or short and are copied again",
+            files.len() - good.count() as usize
+        ));
+        state.done = good;
+        Ok(Next::Step(state.to(Step::Copy)))
+    }
+
     async fn verify(&self, cx: &JobCx, state: State) -> Result<Next<State>> {
         if let Some(ended) = state.ended {
             complete(cx, ended).await?;
@@ -333,6 +409,19 @@ impl Restore {
             }
             // A published collection is not taken back; nothing more will be read from the snapshot either.
             release_pin(cx, &state).await?;
+            let now = Milvus::seen(&reads(cx)).await?;
+            if state.milvus.as_ref().is_some_and(|then| *then != now) {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!(
+                        "collection {} was published and cannot be verified any more: changed since by Milvus ({}) in {} points: {first}",
+                        state.name,
+                        now.words(),
+                        report.failed.len()
+                    ),
+                )
+                .fix("compare it with the snapshot yourself, or drop it and restore again; the snapshot is untouched"));
+            }
             return Err(Error::new(
                 ErrorKind::Corrupt,
                 format!(
@@ -479,6 +568,31 @@ impl Job for Restore {
         };
         (text.to_owned(), at, 10)
     }
+}
+
+/// Whether an error of a copy is one that an operator can clear (a right, a full store, a source that cannot be read), so that what is
+/// there is worth keeping. What passes by itself is tried again, and a lost fence is waited for.
+fn waits_for_operator(cx: &JobCx, e: &Error) -> bool {
+    !again(e) && !cx.bears(e) && !matches!(e.kind(), ErrorKind::Fenced | ErrorKind::Cancelled)
+}
+
+/// Keeps everything, the snapshot pinned, until the operator says *retry* or *cancel*, or the time is over. Nobody renews the pin then: it
+/// is set to the end at once, so that the snapshot is safe also while no Falconer runs.
+async fn stuck(cx: &JobCx, mut state: State, why: &Error) -> Result<Next<State>> {
+    let until = HeldPin::until_stuck(cx.clock.now());
+    if let Some(pin) = state.pin {
+        let longer = HeldPin { until, ..pin };
+        set_pin(cx, &state, longer).await?;
+        state.pin = Some(longer);
+    }
+    let copies = cx.files().read();
+    let what = match copies.failing {
+        0 | 1 => String::new(),
+        n => format!("{n} files would not copy; the first: "),
+    };
+    let why = Error::new(why.kind(), format!("{what}{why}"));
+    cx.note(format!("stuck until {}: {why}", until.utc()));
+    Ok(Next::Stuck(state, why, until))
 }
 
 pub(super) fn reads(cx: &JobCx) -> Reads<'_> {

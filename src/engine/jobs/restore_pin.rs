@@ -22,6 +22,8 @@ use crate::engine::plan::execute::Change;
 pub const PIN_TTL: Duration = Duration::from_hours(1);
 /// It is renewed when less than this is left.
 pub const PIN_RENEW: Duration = Duration::from_mins(40);
+/// How long a job that is stuck waits for its operator, and its pin with it.
+pub const PIN_STUCK: Duration = Duration::from_hours(24);
 
 /// A pin of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +42,21 @@ impl HeldPin {
             id: pins::draw(entropy).0,
             until: in_ms(now, PIN_TTL),
         }
+    }
+
+    /// The same for another hour.
+    #[must_use]
+    pub fn renewed(self, now: UnixMs) -> Self {
+        Self {
+            until: in_ms(now, PIN_TTL),
+            ..self
+        }
+    }
+
+    /// When a job that is stuck now is taken back.
+    #[must_use]
+    pub fn until_stuck(now: UnixMs) -> UnixMs {
+        in_ms(now, PIN_STUCK)
     }
 }
 
@@ -124,10 +141,7 @@ pub(super) async fn keep_pin(cx: &JobCx, mut state: State) -> Result<State> {
     if pin.until.since(now) > PIN_RENEW.as_millis() as u64 {
         return Ok(state);
     }
-    let renewed = HeldPin {
-        until: in_ms(now, PIN_TTL),
-        ..pin
-    };
+    let renewed = pin.renewed(now);
     set_pin(cx, &state, renewed).await?;
     state.pin = Some(renewed);
     Ok(state)

@@ -7,6 +7,7 @@ use prost::Message;
 use super::copy::CopyFile;
 use super::copy_host::sizes;
 use super::restore_bundle;
+use super::restore_checks as checks;
 use super::restore_map::{Blueprint, Given, Source, draw, ids_needed};
 use super::restore_names::name_is_free;
 use super::restore_source::Reads;
@@ -26,9 +27,6 @@ use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
 const NAMED: usize = 1_000;
 /// Names in one error: it is journaled, and written into each watchable record.
 const IN_ERROR: usize = 100;
-/// Storage versions that can be copied: V1, V2, V3.
-const STORAGE: [i64; 3] = [0, 2, 3];
-
 /// Everything found out.
 #[derive(Debug, Default)]
 pub struct Survey {
@@ -84,7 +82,7 @@ impl Survey {
     }
 }
 
-fn refuse(what: impl Into<String>, fix: &str) -> Error {
+pub(super) fn refuse(what: impl Into<String>, fix: &str) -> Error {
     Error::new(ErrorKind::Conflict, what).fix(fix.to_owned())
 }
 
@@ -198,10 +196,19 @@ async fn contents(
     database: &str,
     name: &str,
 ) -> Result<()> {
-    out.check("storage versions are known", storage(&source));
-    out.check("encryption matches the database", encryption(&source, db));
-    out.check("not an external collection", external(&source));
-    out.check("nothing of it is new to this version", understood(&source));
+    out.check("storage versions are known", checks::storage(&source));
+    let (known, unsure) = checks::indexes(reads, &source).await?;
+    out.check("index versions can be loaded", known);
+    out.warnings.extend(unsure);
+    out.check(
+        "encryption matches the database",
+        checks::encryption(&source, db),
+    );
+    out.check("not an external collection", checks::external(&source));
+    out.check(
+        "nothing of it is new to this version",
+        checks::understood(&source),
+    );
     let given = Given {
         db: out.db.unwrap_or_default(),
         db_name: database.to_owned(),
@@ -244,6 +251,7 @@ async fn contents(
                     Ok(format!("{} objects, {}", files.len(), text::bytes(bytes))),
                 );
                 out.files = files;
+                out.check("the store has room", checks::room(reads, bytes));
             } else {
                 absent(out, &missing, files.len());
             }
@@ -383,116 +391,12 @@ fn committed(info: &pb::data::SnapshotInfo) -> Result<String> {
     ))
 }
 
-fn storage(source: &Source) -> Result<String> {
-    let mut counts: BTreeMap<i64, usize> = BTreeMap::new();
-    for segment in &source.segments {
-        *counts.entry(segment.storage_version).or_default() += 1;
-    }
-    if let Some(unknown) = counts.keys().find(|v| !STORAGE.contains(v)) {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("storage version {unknown} is unknown"),
-        )
-        .fix("use a newer Falconer"));
-    }
-    Ok(counts
-        .iter()
-        .map(|(version, n)| format!("{n} segments of storage version {version}"))
-        .collect::<Vec<_>>()
-        .join(", "))
-}
-
-fn property<'a>(list: &'a [pb::common::KeyValuePair], key: &str) -> Option<&'a str> {
-    list.iter()
-        .rev()
-        .find(|p| p.key == key)
-        .map(|p| p.value.as_str())
-}
-
-/// `spec/snapshot.md` §5.1: plain to plain, or the same encryption zone.
-fn encryption(source: &Source, db: Option<&pb::etcd::DatabaseInfo>) -> Result<String> {
-    let description = source.metadata.collection.as_ref();
-    let schema = description.and_then(|c| c.schema.as_ref());
-    let zone = schema
-        .and_then(|s| property(&s.properties, "cipher.ezID"))
-        .or_else(|| description.and_then(|c| property(&c.properties, "cipher.ezID")));
-    let none = Vec::new();
-    let of_db = db.map_or(&none, |d| &d.properties);
-    let target = property(of_db, "cipher.ezID");
-    let encrypted = property(of_db, "cipher.enabled") == Some("true") || target.is_some();
-    match (zone, encrypted, target) {
-        (None, false, _) => Ok("neither is encrypted".into()),
-        (Some(a), true, Some(b)) if a == b => Ok(format!("both in encryption zone {a}")),
-        (Some(a), false, _) => Err(refuse(
-            format!("the snapshot is encrypted (zone {a}), the database is not"),
-            "restore into its own database",
-        )),
-        (None, true, _) => Err(refuse(
-            "the database is encrypted, the snapshot is not",
-            "restore into a database without encryption",
-        )),
-        (Some(a), true, b) => Err(refuse(
-            format!(
-                "the snapshot is in encryption zone {a}, the database in {}",
-                b.unwrap_or("none")
-            ),
-            "restore into its own database",
-        )),
-    }
-}
-
-fn external(source: &Source) -> Result<String> {
-    let schema = source
-        .metadata
-        .collection
-        .as_ref()
-        .and_then(|c| c.schema.as_ref());
-    match schema.map(|s| s.external_source.as_str()) {
-        Some(place) if !place.is_empty() => Err(Error::new(
-            ErrorKind::Unsupported,
-            "the collection's data lies outside the cluster: its segments cannot be copied",
-        )
-        .fix("create the external collection again in Milvus")),
-        _ => Ok("its data is in the bucket".into()),
-    }
-}
-
-/// Whether a member of the metadata belongs to what a restore writes: the schema or an index definition.
-fn is_content(member: &str) -> bool {
-    let below = |part: &str| {
-        member
-            .strip_prefix(part)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-    };
-    below("collection.schema") || below("indexes")
-}
-
-/// A member that reading drops would be lost in the restored collection: a newer Milvus wrote it for a reason.
-fn understood(source: &Source) -> Result<String> {
-    let lost: Vec<&str> = source
-        .unknown
-        .iter()
-        .map(String::as_str)
-        .filter(|member| is_content(member))
-        .collect();
-    if lost.is_empty() {
-        return Ok("every member of the schema and the indexes is known".into());
-    }
-    Err(refuse(
-        format!(
-            "the schema or an index has members that this version does not know and would lose: {}",
-            lost.join(", ")
-        ),
-        "restore it with a newer Falconer, or with the Milvus that made it",
-    ))
-}
-
 fn warn(out: &mut Survey, source: &Source) {
     let harmless: Vec<&str> = source
         .unknown
         .iter()
         .map(String::as_str)
-        .filter(|member| !is_content(member))
+        .filter(|member| !checks::is_content(member))
         .collect();
     if !harmless.is_empty() {
         out.warnings.push(format!(

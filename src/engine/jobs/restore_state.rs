@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::copy::Done;
 use super::restore_map::{Given, WalStart};
 use super::restore_pin::HeldPin;
+use super::restore_since::Milvus;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{CollectionId, DbId, SnapshotId, UnixMs};
 use crate::engine::plan::execute::IdRange;
@@ -72,6 +73,9 @@ pub struct State {
     pub pin: Option<HeldPin>,
     /// Channel starts, then everything else that decides the outcome.
     pub starts: BTreeMap<String, WalStart>,
+    /// What told that no Milvus process had come, when it was planned, or when all was looked at again.
+    #[serde(default)]
+    pub milvus: Option<Milvus>,
     /// Ids taken.
     pub ids: Option<Range>,
     /// Begin.

@@ -2,44 +2,44 @@
 
 mod children;
 mod journal;
+mod keep;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream;
+use futures::{FutureExt, StreamExt};
 use journal::Journal;
 pub use journal::look_on;
 pub(in crate::engine::jobs) use journal::records;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::board::{Board, Running};
 use super::cx::Dials;
-use super::drive::{Driver, delete_under};
+use super::drive::Driver;
 use super::planner::Planner;
 use super::registry::{Registry, kind_of};
 use super::{Lock, locks};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, MetaKey, MetaRev};
-use crate::engine::meta::{RangeOpts, Span, Write};
+use crate::engine::meta::{Cond, Write};
 use crate::engine::model::catalog::Catalog;
-use crate::engine::model::jobs::{JobState, JobsView, Progress};
+use crate::engine::model::jobs::{Copies, JobState, JobsView, Progress};
 use crate::engine::plan::execute::{Executor, Who};
-use crate::engine::plan::journal::{JobRecord, json};
+use crate::engine::plan::journal::{JobRecord, Order, from_json, json};
 use crate::engine::plan::{Check, Danger, Intent, ObjectChange, Plan};
 
 /// Plans that can still be applied; the oldest go first.
 const PLANS: usize = 32;
-/// Ended jobs that are kept with their pre-images.
-const KEPT: usize = 100;
-/// Audit entries that are kept.
-const AUDITS: usize = 10_000;
 /// Keys a plan rests on, read at once.
 const READS: usize = 16;
 /// Between looks at a root that somebody else owns.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between looks at what is over its time.
+const ROUND: Duration = Duration::from_mins(10);
 
 /// Starts runners.
 pub struct Runner;
@@ -53,6 +53,8 @@ struct Inner {
     plans: Mutex<VecDeque<Arc<Plan>>>,
     /// Taking and giving back the root, and counting who needs it.
     gate: Mutex<()>,
+    /// There may be a job to take up: the root was given back, or the journal read.
+    freed: Notify,
     stop: CancellationToken,
 }
 
@@ -74,7 +76,8 @@ impl Runner {
             executor.roots().clone(),
             executor.clock().clone(),
             registry.clone(),
-        );
+        )
+        .of_writer(executor.clone());
         let journal = Journal::new(executor.reader(), executor.keys().clone(), board.clone());
         let inner = Arc::new(Inner {
             executor,
@@ -84,6 +87,7 @@ impl Runner {
             board: board.clone(),
             plans: Mutex::default(),
             gate: Mutex::default(),
+            freed: Notify::new(),
             stop: CancellationToken::new(),
         });
         let view = board.subscribe();
@@ -96,12 +100,12 @@ impl Runner {
         tokio::spawn(inner.stop.clone().run_until_cancelled_owned(async move {
             keeping.fence().keep().await;
         }));
-        tokio::spawn(
-            inner
-                .stop
-                .clone()
-                .run_until_cancelled_owned(inner.clone().follow()),
-        );
+        let spawn = |task: BoxFuture<'static, ()>| {
+            tokio::spawn(inner.stop.clone().run_until_cancelled_owned(task))
+        };
+        spawn(inner.clone().follow().boxed());
+        spawn(inner.clone().take_ups().boxed());
+        spawn(inner.clone().rounds().boxed());
         RunnerHandle { inner, view }
     }
 }
@@ -156,7 +160,7 @@ impl RunnerHandle {
                 .fix(format!("type {want:?} exactly")));
         }
         let job = if let Intent::CancelJob { job } = plan.intent {
-            self.cancel(job)?;
+            self.order(job, Order::Cancel).await?;
             job
         } else {
             inner.clone().begin(&plan, None).await?
@@ -165,15 +169,48 @@ impl RunnerHandle {
         Ok(job)
     }
 
-    /// Asks a job to stop and to take back what it did.
+    /// Asks something of a job, wherever it is run: here, by another process, or by nobody because it waits for the operator.
+    /// `Busy` while nobody runs a job that a dead process left: it is taken up in a moment.
+    pub async fn order(&self, job: JobId, order: Order) -> Result<()> {
+        let inner = &self.inner;
+        let record = inner.board.get(job).ok_or_else(|| not_found(job))?;
+        let here = inner.board.running(job);
+        match (order, here) {
+            (Order::Cancel, Some(_)) => return self.cancel(job),
+            (Order::Retry, Some(_)) => return Err(not_stuck(&record)),
+            (_, Some(running)) => {
+                running.obey(order);
+                return Ok(());
+            }
+            (_, None) => {}
+        }
+        if record.state == JobState::Stuck {
+            let done = inner.clone().unstick(job, order).await;
+            // Who waits for it now must not meet the state of before.
+            inner.board.flush();
+            return done;
+        }
+        if order == Order::Retry {
+            return Err(not_stuck(&record));
+        }
+        if record.state.ended() || (order == Order::Cancel && record.state == JobState::Completed) {
+            return Err(too_late(&record));
+        }
+        let owner = inner.executor.keys().owner();
+        let owner = inner.executor.reader().get(&owner).await?;
+        match owner {
+            Some(kv) if !inner.executor.fence().is_ours(&kv.value) => {
+                inner.executor.order(job, order).await
+            }
+            _ => Err(inner.nobody(job)),
+        }
+    }
+
+    /// Asks a job of this process to stop and to take back what it did.
     pub fn cancel(&self, job: JobId) -> Result<()> {
         let record = self.inner.board.get(job).ok_or_else(|| not_found(job))?;
         if record.state.ended() || record.state == JobState::Completed {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                format!("job {job} is {:?} already", record.state).to_lowercase(),
-            )
-            .fix("drop what it made instead"));
+            return Err(too_late(&record));
         }
         self.inner.running(job)?.cancel.cancel();
         self.inner.board.changed.notify_one();
@@ -200,7 +237,7 @@ impl RunnerHandle {
         self.inner.board.flush();
     }
 
-    /// Waits until a job has ended, and answers its last record.
+    /// Waits until a job has ended or waits for the operator, and answers its last record.
     pub async fn ended(&self, job: JobId) -> Result<Arc<crate::engine::model::jobs::JobInfo>> {
         let mut view = self.view.clone();
         loop {
@@ -211,7 +248,7 @@ impl RunnerHandle {
                 .find(|j| j.id == job)
                 .cloned();
             match found {
-                Some(info) if info.state.ended() => return Ok(info),
+                Some(info) if info.state.rests() => return Ok(info),
                 _ => view
                     .changed()
                     .await
@@ -225,7 +262,82 @@ fn not_found(job: JobId) -> Error {
     Error::new(ErrorKind::NotFound, format!("job {job} is not known")).fix("list the jobs")
 }
 
+fn too_late(record: &JobRecord) -> Error {
+    Error::new(
+        ErrorKind::Conflict,
+        format!("job {} is {:?} already", record.id, record.state).to_lowercase(),
+    )
+    .fix("drop what it made instead")
+}
+
+fn not_stuck(record: &JobRecord) -> Error {
+    Error::new(
+        ErrorKind::Conflict,
+        format!(
+            "job {} is {:?}: only a stuck job can be retried",
+            record.id, record.state
+        )
+        .to_lowercase(),
+    )
+    .fix("an ended restore is planned anew; a running one tries again by itself")
+}
+
 impl Inner {
+    fn nobody(&self, job: JobId) -> Error {
+        self.running(job).err().unwrap_or_else(|| not_found(job))
+    }
+
+    /// Takes a job up again that waits for the operator: to try again what failed, or to take it back. The root must be free: who
+    /// holds it is named otherwise.
+    async fn unstick(self: Arc<Self>, job: JobId, order: Order) -> Result<()> {
+        let _gate = self.gate.lock().await;
+        let done = self.clone().unstuck(job, order).await;
+        if done.is_err() && !self.board.any_running() {
+            self.executor.fence().release().await;
+        }
+        done
+    }
+
+    async fn unstuck(self: Arc<Self>, job: JobId, order: Order) -> Result<()> {
+        let executor = &self.executor;
+        executor.fence().acquire().await?;
+        let epoch = executor.fence().epoch().unwrap_or_default();
+        executor.fence().check().await?;
+        // Under our epoch: whoever had it before cannot move it any more.
+        let key = executor.keys().job(job);
+        let kv = executor.reader().get(&key).await?;
+        let kv = kv.ok_or_else(|| not_found(job))?;
+        let mut record: JobRecord = from_json(&key, &kv.value)?;
+        if record.state != JobState::Stuck {
+            return Err(not_stuck(&record));
+        }
+        match order {
+            Order::Cancel => record.cancelled = true,
+            Order::Retry => {
+                record.state = JobState::Running;
+                record.error = None;
+                record.until = None;
+                record.copies.failed.clear();
+                record.copies.failing = 0;
+            }
+            Order::Throttle { rate } => record.rate = rate,
+            Order::Parallel { copies } => record.parallel = Some(copies.clamp(1, 256)),
+        }
+        record.moved = executor.clock().now();
+        let put = Write::put(key.clone(), json(&record)?);
+        let same = Cond::At(key, kv.mod_rev);
+        if executor.note_if(&[same], &[put]).await?.is_none() {
+            return Err(Error::new(ErrorKind::Busy, format!("job {job} moved")).fix("try again"));
+        }
+        self.board.set(record.clone());
+        if matches!(order, Order::Cancel | Order::Retry) {
+            self.clone().launch(&record, epoch)?;
+        } else if !self.board.any_running() {
+            executor.fence().release().await;
+        }
+        Ok(())
+    }
+
     fn running(&self, job: JobId) -> Result<Running> {
         self.board
             .running(job)
@@ -283,7 +395,8 @@ impl Inner {
         let (record, epoch) = match begun {
             Ok(begun) => begun,
             Err(e) => {
-                if self.board.orphans().is_empty() && !self.board.any_running() {
+                let now = self.executor.clock().now();
+                if self.board.orphans(now).is_empty() && !self.board.any_running() {
                     self.executor.fence().release().await;
                 }
                 return Err(e);
@@ -337,6 +450,9 @@ impl Inner {
             notes: Vec::new(),
             recovered: None,
             rate,
+            parallel: None,
+            copies: Copies::default(),
+            until: None,
         };
         let key = executor.keys().job(id);
         let mut writes = vec![Write::put(key.clone(), json(&record)?)];
@@ -393,12 +509,17 @@ impl Inner {
                 self.board.changed.clone(),
             )),
             cancel: CancellationToken::new(),
+            heard: Arc::default(),
         };
-        if record.cancelled {
+        // One that still waits for the operator is only launched to be taken back.
+        if record.cancelled || record.state == JobState::Stuck {
             running.cancel.cancel();
         }
         // Before anybody can turn it: an order given right after `apply` must not be lost to the driver's start.
         running.dials.set_throttle(record.rate);
+        if let Some(copies) = record.parallel {
+            running.dials.set_parallel(copies);
+        }
         let driver = Driver {
             executor: self.executor.clone(),
             board: self.board.clone(),
@@ -422,41 +543,11 @@ impl Inner {
     /// A job has ended: keep the journal small, and give the root back when nobody needs it.
     async fn done(&self, job: JobId) {
         let _gate = self.gate.lock().await;
-        let _ = self.prune().await;
+        // What cannot be tidied now is tidied after the next job.
+        let _ = keep::tidy(&self.executor, &self.board).await;
         if self.board.stop(job) {
             self.executor.fence().release().await;
         }
-    }
-
-    async fn prune(&self) -> Result<()> {
-        let keys = self.executor.keys();
-        let ended = self.board.ended();
-        for job in ended.iter().take(ended.len().saturating_sub(KEPT)) {
-            delete_under(&self.executor, &Span::prefix(&keys.under_job(*job))).await?;
-            self.executor.note(&[Write::Delete(keys.job(*job))]).await?;
-            self.board.forget(*job);
-        }
-        let audits = Span::prefix(&keys.audits());
-        let opts = RangeOpts {
-            keys_only: true,
-            limit: AUDITS + 1_000,
-            ..RangeOpts::default()
-        };
-        let page = self.executor.reader().range(&audits, opts).await?;
-        if let Some(first_kept) = page
-            .kvs
-            .len()
-            .checked_sub(AUDITS)
-            .filter(|n| *n > 0)
-            .map(|n| &page.kvs[n])
-        {
-            let old = Span {
-                start: audits.start,
-                end: Some(first_kept.key.0.clone()),
-            };
-            delete_under(&self.executor, &old).await?;
-        }
-        Ok(())
     }
 
     /// Reads the journal, then follows it: what others do is shown, and what they leave unfinished is taken up once their
@@ -467,10 +558,9 @@ impl Inner {
             if let Ok(rev) = self.journal.read().await {
                 self.board.known();
                 self.board.flush();
-                self.clone().take_up().await;
+                self.freed.notify_one();
                 // An error ends the watch, not the task: the journal is read again.
-                let freed = || self.clone().take_up();
-                if let Err(e) = self.journal.watch(rev, freed).await
+                if let Err(e) = self.journal.watch(rev, || self.freed.notify_one()).await
                     && e.kind() == ErrorKind::Unsupported
                 {
                     return;
@@ -480,15 +570,41 @@ impl Inner {
         }
     }
 
+    async fn take_ups(self: Arc<Self>) {
+        loop {
+            self.freed.notified().await;
+            self.clone().take_up().await;
+        }
+    }
+
+    /// Now and then: a job that waited too long for its operator, and records that have been kept long enough.
+    async fn rounds(self: Arc<Self>) {
+        let clock = self.executor.clock().clone();
+        loop {
+            clock.sleep(ROUND).await;
+            self.freed.notify_one();
+            if !keep::is_due(&self.board, clock.now()) {
+                continue;
+            }
+            let _gate = self.gate.lock().await;
+            // Somebody else has the root: he tidies, or the next round does.
+            if self.executor.fence().acquire().await.is_ok() {
+                let _ = keep::tidy(&self.executor, &self.board).await;
+                if !self.board.any_running() {
+                    self.executor.fence().release().await;
+                }
+            }
+        }
+    }
+
     /// Takes up unfinished jobs that nobody drives. Waits while somebody else owns the root: they may be theirs.
     async fn take_up(self: Arc<Self>) {
         let clock = self.executor.clock().clone();
-        while !self.board.orphans().is_empty() {
+        while !self.board.orphans(clock.now()).is_empty() {
             let gate = self.gate.lock().await;
             if self.executor.fence().acquire().await.is_err() {
                 drop(gate);
                 clock.sleep(PATIENCE).await;
-                let _ = self.journal.read().await;
                 continue;
             }
             let epoch = self.executor.fence().epoch().unwrap_or_default();
@@ -498,22 +614,29 @@ impl Inner {
                 clock.sleep(PATIENCE).await;
                 continue;
             }
-            for job in self.board.orphans() {
+            for job in self.board.orphans(clock.now()) {
                 let Some(mut record) = self.board.get(job) else {
                     continue;
                 };
                 let back = record.state == JobState::Undoing || record.cancelled;
                 let word = if back { "undone" } else { "resumed" };
-                record.recovered = Some(format!(
-                    "{word}: the process that ran it ({}) ended at: {}",
-                    record.actor, record.step
-                ));
+                record.recovered = Some(if record.state == JobState::Stuck {
+                    "undone: it was stuck, and nobody retried it in time".into()
+                } else {
+                    format!(
+                        "{word}: the process that ran it ({}) ended at: {}",
+                        record.actor, record.step
+                    )
+                });
                 if let Err(e) = self.clone().launch(&record, epoch) {
                     record.error = Some(e.to_string());
                     record.state = JobState::Failed;
                     record.ended = Some(clock.now());
                     self.board.set(record);
+                    continue;
                 }
+                // What was asked of it while nobody ran it; a look that fails is made again with the journal.
+                let _ = self.journal.orders(job).await;
             }
             if !self.board.any_running() {
                 self.executor.fence().release().await;

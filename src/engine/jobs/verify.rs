@@ -54,7 +54,11 @@ pub async fn restored(reads: &Reads<'_>, source: &Source, blueprint: &Blueprint)
     let stored = stored(reads, blueprint).await?;
     report.say(
         &format!("{} records as written", blueprint.children.len() + 1),
-        records(reads, blueprint, &stored),
+        records(
+            reads,
+            blueprint.children.iter().chain([&blueprint.head]),
+            &stored,
+        ),
     );
     let head = stored.get(&blueprint.head.0.to_key(reads.roots));
     report.say(
@@ -111,14 +115,20 @@ async fn stored(reads: &Reads<'_>, blueprint: &Blueprint) -> Result<BTreeMap<Met
     Ok(out)
 }
 
-fn records(
+/// What somebody did to records that a restore has written and not published yet: each that is gone, differs, or is not of it.
+pub(super) async fn unpublished(reads: &Reads<'_>, blueprint: &Blueprint) -> Result<Vec<String>> {
+    let stored = stored(reads, blueprint).await?;
+    Ok(records(reads, blueprint.children.iter(), &stored))
+}
+
+fn records<'a>(
     reads: &Reads<'_>,
-    blueprint: &Blueprint,
+    written: impl Iterator<Item = &'a (Key, Vec<u8>)>,
     stored: &BTreeMap<MetaKey, Bytes>,
 ) -> Vec<String> {
     let mut problems = Vec::new();
     let mut expected = BTreeSet::new();
-    for (key, value) in blueprint.children.iter().chain([&blueprint.head]) {
+    for (key, value) in written {
         let key = key.to_key(reads.roots);
         match stored.get(&key) {
             None => problems.push(format!("record {key} is missing")),

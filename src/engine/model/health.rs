@@ -439,6 +439,15 @@ fn jobs(view: &View<'_>, out: &mut Vec<Fault>) {
                 reason: format!("{}: {}", j.title, j.error.as_deref().unwrap_or("no reason")),
                 next: "what it made has been taken back, or is labelled",
             });
+        } else if j.state == JobState::Stuck {
+            out.push(Fault {
+                rule: Rule::JobStuck,
+                severity: Severity::Bad,
+                subject,
+                since: Some(j.moved),
+                reason: format!("{}: {}", j.title, j.error.as_deref().unwrap_or("no reason")),
+                next: "clear the cause and retry it, or cancel it; it is taken back by itself later",
+            });
         } else if !j.state.ended() && view.now.since(j.moved) > STUCK_MS {
             out.push(Fault {
                 rule: Rule::JobStuck,

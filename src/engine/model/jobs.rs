@@ -49,6 +49,9 @@ pub enum JobState {
     Pending,
     /// A step is running.
     Running,
+    /// It could not go on, keeps what it has, and waits for the operator: retry what failed, or cancel. After
+    /// [`JobInfo::until`] it is taken back.
+    Stuck,
     /// Taking back what it did.
     Undoing,
     /// Published; not verified yet.
@@ -67,6 +70,54 @@ impl JobState {
     pub const fn ended(self) -> bool {
         matches!(self, Self::Verified | Self::Failed | Self::Cancelled)
     }
+
+    /// Whether nothing happens now: it has ended, or it waits for the operator.
+    #[must_use]
+    pub const fn rests(self) -> bool {
+        self.ended() || matches!(self, Self::Stuck)
+    }
+}
+
+/// A file that is being copied, or was.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Copying {
+    /// Key of the target.
+    pub object: String,
+    /// Its size.
+    pub bytes: u64,
+    /// How long it has taken, ms.
+    pub took_ms: u64,
+}
+
+/// A file that would not copy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct FileError {
+    /// Key of the source.
+    pub object: String,
+    /// The first error: later ones are often its echo.
+    pub error: String,
+    /// Tries that failed.
+    pub tries: u32,
+    /// It was not tried again.
+    pub given_up: bool,
+}
+
+/// How a job's copies go, file by file; bounded.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub struct Copies {
+    /// Copies at once, as asked for now; 0 = the job copies nothing, or nobody runs it.
+    pub parallel: u32,
+    /// Bytes a second that it is held to; `None` = no limit.
+    pub limit: Option<u64>,
+    /// Under way, the longest first.
+    pub running: Vec<Copying>,
+    /// The one that took longest, of those that are done.
+    pub slowest: Option<Copying>,
+    /// Those that failed and are not there yet, first ones first.
+    pub failed: Vec<FileError>,
+    /// How many failed and are not there yet, those not named above too.
+    pub failing: u64,
 }
 
 /// Counters of a job. Totals are 0 while unknown.
@@ -82,10 +133,13 @@ pub struct Progress {
     pub rate: f64,
     /// Milliseconds left by that rate.
     pub eta_ms: Option<u64>,
+    /// Rows in what it makes; 0 while unknown.
+    #[serde(default)]
+    pub rows: u64,
 }
 
 /// One job.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct JobInfo {
     /// Its id: from the cluster's allocator, so that records in the root can carry it.
     pub id: JobId,
@@ -115,4 +169,8 @@ pub struct JobInfo {
     pub notes: Vec<String>,
     /// It was taken up again after a crash: `resumed` or `undone`, and why.
     pub recovered: Option<String>,
+    /// Its copies, where it has any.
+    pub copies: Copies,
+    /// [`JobState::Stuck`] until then.
+    pub until: Option<UnixMs>,
 }

@@ -250,7 +250,7 @@ kinds! {
         super::columns::data::BUILDS, sort 0 false,
         "Index builds, one for each segment and index";
     Snapshots "snapshots" ["snapshot", "snap", "snaps"] "Snapshots"
-        super::columns::tasks::SNAPSHOTS, sort 4 true,
+        super::columns::tasks::SNAPSHOTS, sort 5 true,
         "Snapshots of every collection in every state";
     Jobs "jobs" ["job", "j"] "Jobs"
         super::columns::tasks::JOBS, sort 8 true,

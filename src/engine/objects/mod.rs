@@ -19,6 +19,7 @@ mod elsewhere;
 mod errors;
 mod folder;
 mod open;
+mod space;
 
 pub use copy::{Copied, CopyLimits, How, Origin, Unfinished};
 pub use open::open;

@@ -11,7 +11,9 @@ use sha2::{Digest, Sha256};
 
 use super::chunk::{Chunk, Shape};
 use super::fence::Fence;
-use super::journal::{Audit, AuditKey, Before, Keys, Mark, from_json, json};
+use super::journal::{
+    Audit, AuditKey, Before, JobRecord, Keys, Mark, Order, Ordered, from_json, json,
+};
 use super::retry::{Backoff, TRIES, calm};
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
@@ -388,6 +390,53 @@ impl Executor {
                 "a record was refused without a condition",
             )
         })
+    }
+
+    /// Asks something of a job that another process runs: the one write that needs no ownership, of one key of its own beside the
+    /// job's record. `Conflict` when the job has ended or is gone.
+    pub async fn order(&self, job: JobId, order: Order) -> Result<()> {
+        let (at, random) = (self.clock.now(), self.entropy.next_u64());
+        let key = self.keys.order(job, at, random);
+        let by = self.actor.clone();
+        let value = json(&Ordered { by, order })?;
+        let mut backoff = Backoff::new(TRIES);
+        loop {
+            let record = self.keys.job(job);
+            let record = calm(&*self.clock, || self.meta.get(&record)).await?;
+            let Some(kv) = record else {
+                return Err(Error::new(
+                    ErrorKind::NotFound,
+                    format!("job {job} is not in the journal any more"),
+                )
+                .fix("list the jobs"));
+            };
+            let known: JobRecord = from_json(&kv.key, &kv.value)?;
+            if known.state.rests() {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    format!("job {job} is {:?} by now", known.state).to_lowercase(),
+                )
+                .fix("look at it again"));
+            }
+            let txn = Txn {
+                conds: vec![Cond::At(kv.key, kv.mod_rev)],
+                writes: vec![Write::put(key.clone(), value.clone())],
+            };
+            // The same key and value again is the same order, so an unknown outcome is tried again.
+            match self.meta.txn(txn).await {
+                Ok(Outcome::Committed { .. }) => return Ok(()),
+                Ok(Outcome::Refused { .. }) => {}
+                Err(e) if e.is_transient() || e.kind() == ErrorKind::OutcomeUnknown => {}
+                Err(e) => return Err(e),
+            }
+            if !backoff.again(&*self.clock).await {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!("job {job} moves too fast to be told anything"),
+                )
+                .fix("try again"));
+            }
+        }
     }
 
     /// Like [`note`](Self::note), under conditions of the caller; `None` when one of them did not hold. Sending again after an

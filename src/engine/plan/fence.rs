@@ -4,7 +4,6 @@
 //! conditions, and that no coordinator session exists (`spec/layout.md` §1.4), so that losing either refuses the write itself, not
 //! a check before it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use super::journal::{Keys, Owner, from_json, json};
 use super::retry::{Backoff, calm};
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::ids::UnixMs;
 use crate::engine::meta::{Cond, MetaRead, MetaWrite, Outcome, RangeOpts, Span, Txn, Write};
 use crate::engine::profile::Roots;
 
@@ -63,6 +63,13 @@ struct Held {
     epoch: Bytes,
 }
 
+/// When something last held, by both clocks: monotonic time stands still while the machine sleeps, wall time may be set.
+#[derive(Clone, Copy)]
+struct Stamp {
+    mono: Duration,
+    wall: UnixMs,
+}
+
 /// Our ownership of one root.
 pub struct Fence {
     meta: Arc<dyn MetaWrite>,
@@ -72,9 +79,9 @@ pub struct Fence {
     spans: Vec<Span>,
     actor: String,
     held: Mutex<Option<Held>>,
-    /// [`Clock::mono`] in ms of the last renewal and of the last proof that the fence stands; `u64::MAX` = never.
-    renewed: AtomicU64,
-    proved: AtomicU64,
+    /// The last renewal, and the last proof that the fence stands.
+    renewed: Mutex<Option<Stamp>>,
+    proved: Mutex<Option<Stamp>>,
     /// One acquisition at a time.
     gate: tokio::sync::Mutex<()>,
 }
@@ -96,8 +103,8 @@ impl Fence {
             spans: session_spans(roots),
             actor,
             held: Mutex::new(None),
-            renewed: AtomicU64::new(u64::MAX),
-            proved: AtomicU64::new(u64::MAX),
+            renewed: Mutex::new(None),
+            proved: Mutex::new(None),
             gate: tokio::sync::Mutex::new(()),
         }
     }
@@ -122,7 +129,7 @@ impl Fence {
             })
             .await?;
             if let Some(kv) = owner {
-                return Err(self.busy(&kv.value));
+                return Err(busy(&self.keys, &kv.value));
             }
             let epoch = calm(&*self.clock, || async {
                 self.meta.get(&self.keys.epoch()).await
@@ -176,7 +183,7 @@ impl Fence {
             };
             if ours {
                 self.stamp(&self.renewed);
-                self.proved.store(u64::MAX, Ordering::SeqCst);
+                forget(&self.proved);
                 *self.lock() = Some(held);
                 return Ok(());
             }
@@ -190,22 +197,6 @@ impl Fence {
                 .fix("try again"));
             }
         }
-    }
-
-    fn busy(&self, value: &[u8]) -> Error {
-        let who = serde_json::from_slice::<Owner>(value).map_or_else(
-            |_| "an unknown writer".to_owned(),
-            |o| format!("{} since {}", o.actor, o.since.utc()),
-        );
-        Error::new(
-            ErrorKind::Busy,
-            format!("this root is being written by {who}"),
-        )
-        .with("key", self.keys.owner())
-        .fix(format!(
-            "wait for its job to end; if that process is dead its lease runs out within {} s",
-            TTL.as_secs()
-        ))
     }
 
     /// Gives the root back. Errors are of no use here: the lease runs out by itself.
@@ -258,6 +249,11 @@ impl Fence {
             *self.lock() = None;
         }
         Ok(same)
+    }
+
+    /// Whether this value of the owner key is ours.
+    pub fn is_ours(&self, value: &[u8]) -> bool {
+        self.lock().as_ref().is_some_and(|h| h.owner == value)
     }
 
     /// What is said when it is not.
@@ -335,7 +331,7 @@ impl Fence {
 
     /// Why a transaction was refused, if it was the fence.
     pub async fn why(&self) -> Result<Option<Error>> {
-        self.proved.store(u64::MAX, Ordering::SeqCst);
+        forget(&self.proved);
         if let Some(e) = self.coordinator().await? {
             return Ok(Some(e));
         }
@@ -365,22 +361,49 @@ impl Fence {
         coordinator(&*self.meta, &*self.clock, &self.spans).await
     }
 
-    fn fresh(&self, stamp: &AtomicU64) -> bool {
-        let at = stamp.load(Ordering::SeqCst);
-        at != u64::MAX && self.mono_ms().saturating_sub(at) < (TTL / 3).as_millis() as u64
+    /// Younger than a third of the lease by both clocks. A wall clock that was set back proves nothing.
+    fn fresh(&self, stamp: &Mutex<Option<Stamp>>) -> bool {
+        let Some(at) = *stamp.lock().unwrap_or_else(PoisonError::into_inner) else {
+            return false;
+        };
+        let third = TTL / 3;
+        let wall = self.clock.now().0.saturating_sub(at.wall.0);
+        self.clock.mono().saturating_sub(at.mono) < third
+            && u64::try_from(wall).is_ok_and(|ms| Duration::from_millis(ms) < third)
     }
 
-    fn stamp(&self, stamp: &AtomicU64) {
-        stamp.store(self.mono_ms(), Ordering::SeqCst);
-    }
-
-    fn mono_ms(&self) -> u64 {
-        u64::try_from(self.clock.mono().as_millis()).unwrap_or(0)
+    fn stamp(&self, stamp: &Mutex<Option<Stamp>>) {
+        let now = Stamp {
+            mono: self.clock.mono(),
+            wall: self.clock.now(),
+        };
+        *stamp.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Held>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn forget(stamp: &Mutex<Option<Stamp>>) {
+    *stamp.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
+/// The refusal that another owner of the root means; `value` is that of the owner key.
+pub fn busy(keys: &Keys, value: &[u8]) -> Error {
+    let who = serde_json::from_slice::<Owner>(value).map_or_else(
+        |_| "an unknown writer".to_owned(),
+        |o| format!("{} since {}", o.actor, o.since.utc()),
+    );
+    Error::new(
+        ErrorKind::Busy,
+        format!("this root is being written by {who}"),
+    )
+    .with("key", keys.owner())
+    .fix(format!(
+        "wait for its job to end; if that process is dead its lease runs out within {} s",
+        TTL.as_secs()
+    ))
 }
 
 /// The refusal that a registered coordinator means; `None` when there is none. `spans` are those of [`session_spans`]. Reads

@@ -5,7 +5,10 @@
 //! | `owner` | [`Owner`], bound to the writer's lease |
 //! | `epoch` | decimal, one more with each owner |
 //! | `lock/{name}` | decimal id of the job that works on it |
-//! | `job/{id}` | [`JobRecord`] |
+//! | `job/{id}` | [`JobRecord`]; gone [`RETENTION`] after the job's end |
+//! | `job/{id}/live` | [`Live`]: the counters between two entries, for whoever watches from elsewhere |
+//! | `job/{id}/order/{ms}-{random}` | [`Ordered`]: what another process asks of the one that runs the job; written without owning the root |
+//! | `history/{id}` | [`Past`]: what stays of a job for good |
 //! | `job/{id}/mark/{change}/{chunk}` | [`Mark`]: that chunk has happened |
 //! | `job/{id}/pre/{change}/{chunk}[/{part}]` | [`PreImage`]: the values that the chunk replaced |
 //! | `snapshot/{id}/made`, `/since`, `/verified` | what is known of a snapshot beside its record (`jobs::snapshot_notes`) |
@@ -20,8 +23,10 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{
     CollectionId, JobId, KeyPrefix, MetaKey, MetaRev, PinId, SnapshotId, UnixMs,
 };
-use crate::engine::model::jobs::{JobInfo, JobKind, JobState, Progress};
+use crate::engine::model::jobs::{Copies, JobInfo, JobKind, JobState, Progress};
 use crate::engine::profile::Roots;
+
+pub use super::past::{Live, Order, Ordered, Past, RETENTION};
 
 /// Builds our own keys.
 #[derive(Clone, Debug)]
@@ -126,6 +131,36 @@ impl Keys {
     #[must_use]
     pub fn pin_note(&self, id: SnapshotId, pin: PinId) -> MetaKey {
         format!("{}/snapshot/{id}/pin/{pin}", self.base).into()
+    }
+
+    /// A job's counters.
+    #[must_use]
+    pub fn live(&self, id: JobId) -> MetaKey {
+        format!("{}/job/{id}/live", self.base).into()
+    }
+
+    /// What other processes ask of a job.
+    #[must_use]
+    pub fn orders(&self, id: JobId) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/job/{id}/order", self.base))
+    }
+
+    /// One of it.
+    #[must_use]
+    pub fn order(&self, id: JobId, at: UnixMs, random: u64) -> MetaKey {
+        format!("{}/job/{id}/order/{:020}-{random:016x}", self.base, at.0).into()
+    }
+
+    /// What stays of all jobs.
+    #[must_use]
+    pub fn history(&self) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/history", self.base))
+    }
+
+    /// What stays of one job. Twenty digits, so that they sort by begin.
+    #[must_use]
+    pub fn past(&self, id: JobId) -> MetaKey {
+        format!("{}/history/{:020}", self.base, id.0).into()
     }
 
     /// All audit entries.
@@ -319,6 +354,15 @@ pub struct JobRecord {
     /// Bytes a second that its copies are held to: still so after a restart.
     #[serde(default)]
     pub rate: Option<u64>,
+    /// Copies at once that somebody asked for: still so after a restart.
+    #[serde(default)]
+    pub parallel: Option<u32>,
+    /// Its copies when last journaled.
+    #[serde(default)]
+    pub copies: Copies,
+    /// Stuck until then.
+    #[serde(default)]
+    pub until: Option<UnixMs>,
 }
 
 impl JobRecord {
@@ -340,6 +384,8 @@ impl JobRecord {
             error: self.error.clone(),
             notes: self.notes.clone(),
             recovered: self.recovered.clone(),
+            copies: self.copies.clone(),
+            until: self.until,
         }
     }
 }

@@ -47,6 +47,12 @@ pub fn lines(app: &App, kind: Kind, id: &RowId, now: UnixMs) -> Vec<Line> {
         out.push(Line::heading("Progress"));
         out.extend(job_words::lines(app, job, now));
         out.push(Line::blank());
+        let files = job_words::files(job, usize::MAX);
+        if !files.is_empty() {
+            out.push(Line::heading("Copies"));
+            out.extend(files);
+            out.push(Line::blank());
+        }
     }
     // The answer says them better, once it is there.
     let answered = matches!(id, RowId::Snapshot(_)) && app.history.page().tree.shown().is_some();

@@ -7,7 +7,7 @@ use crate::engine::ids::UnixMs;
 use crate::engine::model::resource::RowId;
 use crate::ui::app::App;
 use crate::ui::document::{self, Line};
-use crate::ui::job_words::lines;
+use crate::ui::job_words::{FEW, files, lines};
 use crate::ui::theme::Role;
 
 /// The selected job under the list, with the notes that fit.
@@ -44,6 +44,7 @@ pub fn draw_panel(app: &App, area: Rect, buf: &mut Buffer, now: UnixMs) {
         );
         return;
     }
+    left.extend(files(job, FEW));
     let half = inner.width / 2;
     document::draw(
         &left,

@@ -12,7 +12,7 @@ use crate::engine::ids::{JobId, KeyPrefix, MetaKey, MetaRev};
 use crate::engine::jobs::board::Board;
 use crate::engine::meta::{Event, KeyValue, MetaRead, RangeOpts, Span};
 use crate::engine::model::jobs::JobsView;
-use crate::engine::plan::journal::{JobRecord, Keys, from_json};
+use crate::engine::plan::journal::{JobRecord, Keys, Live, Ordered, Past, from_json};
 use crate::engine::profile::Roots;
 
 /// Between two tries to read it.
@@ -64,12 +64,70 @@ impl Journal {
                 self.board.learn(record);
             }
         }
+        let history = Span::prefix(&self.keys.history());
+        for kv in self.meta.range_all(&history).await?.kvs {
+            self.put(&kv);
+        }
+        // Orders that came while nobody listened.
+        for job in self.board.driven() {
+            self.orders(job).await?;
+        }
         Ok(rev)
+    }
+
+    /// Obeys what stands there for a job that is run here.
+    pub async fn orders(&self, job: JobId) -> Result<()> {
+        let span = Span::prefix(&self.keys.orders(job));
+        for kv in self.meta.range_all(&span).await?.kvs {
+            self.put(&kv);
+        }
+        Ok(())
+    }
+
+    /// One key of ours has this value now. What cannot be read is left to the version that wrote it.
+    fn put(&self, kv: &KeyValue) {
+        if let Some(record) = self.record(&kv.key, &kv.value) {
+            self.board.learn(record);
+            return;
+        }
+        if kv.key.0.starts_with(self.keys.history().bytes()) {
+            if let Ok(past) = from_json::<Past>(&kv.key, &kv.value) {
+                self.board.learn_past(past);
+            }
+            return;
+        }
+        let Some((job, rest)) = self.below_job(&kv.key) else {
+            return;
+        };
+        if rest == "live" {
+            if let Ok(live) = from_json::<Live>(&kv.key, &kv.value) {
+                self.board.learn_live(job, live);
+            }
+        } else if rest.starts_with("order/")
+            && let Ok(ordered) = from_json::<Ordered>(&kv.key, &kv.value)
+        {
+            self.board.order(job, kv.key.clone(), ordered.order);
+        }
+    }
+
+    /// The job and what follows it, of a key below a job's record.
+    fn below_job<'a>(&self, key: &'a MetaKey) -> Option<(JobId, &'a str)> {
+        let prefix = self.keys.jobs();
+        let rest = key.0.strip_prefix(&prefix.bytes()[..])?;
+        let (job, rest) = std::str::from_utf8(rest).ok()?.split_once('/')?;
+        Some((job.parse().ok()?, rest))
     }
 
     /// The job, if the key is that of a record.
     fn job(&self, key: &MetaKey) -> Option<JobId> {
         let prefix = self.keys.jobs();
+        let id = key.0.strip_prefix(&prefix.bytes()[..])?;
+        std::str::from_utf8(id).ok()?.parse().ok()
+    }
+
+    /// The job, if the key is that of what stays of one.
+    fn gone(&self, key: &MetaKey) -> Option<JobId> {
+        let prefix = self.keys.history();
         let id = key.0.strip_prefix(&prefix.bytes()[..])?;
         std::str::from_utf8(id).ok()?.parse().ok()
     }
@@ -81,11 +139,7 @@ impl Journal {
     }
 
     /// Follows it until the watch ends; `freed` runs whenever an owner has given the root back.
-    pub async fn watch<F: Future<Output = ()> + Send>(
-        &self,
-        from: MetaRev,
-        freed: impl Fn() -> F + Send + Sync,
-    ) -> Result<()> {
+    pub async fn watch(&self, from: MetaRev, freed: impl Fn() + Send + Sync) -> Result<()> {
         let owner = self.keys.owner();
         let base = owner.text();
         let base = base.trim_end_matches("owner");
@@ -95,21 +149,19 @@ impl Journal {
             let mut is_free = false;
             for event in batch?.events {
                 match event {
-                    Event::Put(kv) => {
-                        if let Some(record) = self.record(&kv.key, &kv.value) {
-                            self.board.learn(record);
-                        }
-                    }
+                    Event::Put(kv) => self.put(&kv),
                     Event::Delete(key, _) => {
                         is_free |= key == owner;
                         if let Some(id) = self.job(&key) {
                             self.board.forget(id);
+                        } else if let Some(id) = self.gone(&key) {
+                            self.board.forget_past(id);
                         }
                     }
                 }
             }
             if is_free {
-                freed().await;
+                freed();
             }
         }
         Ok(())
@@ -132,7 +184,7 @@ pub fn look_on(
                     board.known();
                     board.flush();
                     // An error ends the watch, not the task: the journal is read again. What never changes needs no watch.
-                    if let Err(e) = journal.watch(rev, || std::future::ready(())).await
+                    if let Err(e) = journal.watch(rev, || {}).await
                         && e.kind() == ErrorKind::Unsupported
                     {
                         std::future::pending::<()>().await;

@@ -17,12 +17,14 @@ use crate::engine::meta::{Member, MetaStatus};
 /// How often a process that only reads looks for commits of the one that writes.
 pub const POLL: Duration = Duration::from_millis(50);
 
-/// The two ways a file is open.
+/// The ways a file is open.
 pub enum Db {
     /// This process writes.
     Writer(Database),
     /// Another process may write; this one follows its commits.
     Follower(ReadOnlyDatabase),
+    /// Nobody wrote when this process read the file, which its last writer had left open: a copy in memory.
+    Copy(Database),
 }
 
 /// What a store and its watches share.
@@ -42,7 +44,7 @@ pub struct Core {
 impl Core {
     fn begin_read(&self) -> FaultResult<ReadTransaction> {
         Ok(match &self.db {
-            Db::Writer(db) => db.begin_read()?,
+            Db::Writer(db) | Db::Copy(db) => db.begin_read()?,
             Db::Follower(db) => db.begin_read()?,
         })
     }
@@ -56,7 +58,7 @@ impl Core {
                 txn.set_quick_repair(self.path.is_some());
                 Ok(txn)
             }
-            Db::Follower(_) => Err(Error::new(
+            Db::Follower(_) | Db::Copy(_) => Err(Error::new(
                 ErrorKind::Unsupported,
                 "this process only reads the metadata file",
             )

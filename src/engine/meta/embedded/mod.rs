@@ -111,21 +111,20 @@ fn check_format(marks: mvcc::Marks, path: &Path) -> Result<()> {
 }
 
 impl EmbeddedReader {
-    /// Opens a file that another process may be writing. Blocks for a few milliseconds.
+    /// Opens a file that another process may be writing, and never writes to it. A file that was not closed cleanly is read into memory, and
+    /// what a later writer commits is not seen. Blocks for a few milliseconds.
     ///
     /// [`ErrorKind::NotFound`] without a file, [`ErrorKind::Unsupported`] for a newer format.
     pub fn open_file(path: &Path, clock: Arc<dyn Clock>) -> Result<Self> {
         let db = match builder().open_read_only(path) {
-            // the last writer was killed and none has come since: close the file cleanly in its stead
-            Err(redb::DatabaseError::RepairAborted) => builder()
-                .open(path)
-                .and_then(redb::Database::close)
-                .and_then(|()| builder().open_read_only(path)),
-            other => other,
+            // The last writer was killed and none has come since. Who only reads may not close the file in its stead: what it holds
+            // is put in order in memory, and stands still.
+            Err(redb::DatabaseError::RepairAborted) => Self::repaired(path)?,
+            Ok(db) => Db::Follower(db),
+            Err(e) => return Err(busy(Fault::from(e).named(Some(path)), path)),
         };
-        let db = db.map_err(|e| busy(Fault::from(e).named(Some(path)), path))?;
         let core = Core {
-            db: Db::Follower(db),
+            db,
             path: Some(path.to_owned()),
             label: "redb file",
             head: tokio::sync::watch::Sender::new(0),
@@ -140,6 +139,29 @@ impl EmbeddedReader {
         Ok(Self {
             core: Arc::new(core),
         })
+    }
+
+    /// The file as its killed writer left it, in memory. A writer that comes now changes the file under us: then the copy does not
+    /// open, and the caller may look again.
+    fn repaired(path: &Path) -> Result<Db> {
+        let fail = |e: std::io::Error| Fault::from(redb::StorageError::from(e)).named(Some(path));
+        let bytes = std::fs::read(path).map_err(fail)?;
+        let copy = InMemoryBackend::new();
+        let put = redb::StorageBackend::set_len(&copy, bytes.len() as u64)
+            .and_then(|()| redb::StorageBackend::write(&copy, 0, &bytes));
+        put.map_err(fail)?;
+        let mut builder = redb::Builder::new();
+        builder.set_cache_size(CACHE);
+        let db = builder.create_with_backend(copy).map_err(|e| {
+            Error::new(
+                ErrorKind::Busy,
+                "metadata file was left by a killed process and is being opened by another",
+            )
+            .with("file", path.display())
+            .fix("look again in a moment")
+            .caused_by(e)
+        })?;
+        Ok(Db::Copy(db))
     }
 
     /// A store in memory that holds `kvs` as they stood at `rev` (or at the highest `mod_rev` among them), and that nobody can write.

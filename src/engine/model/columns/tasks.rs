@@ -51,10 +51,13 @@ columns! { JOBS, job, JobInfo:
     } else { Cell::None };
     eta "LEFT" Age (9, 5) "Time left at that rate" => |_, j| j.progress.eta_ms.filter(|_| !j.state.ended()).map_or(Cell::None, Cell::Age);
     started "STARTED (UTC)" Time (20, 16) "Begin" => |_, j| Cell::Time(j.started);
+    took "TOOK" Age (9, 5) "From begin to end, or until now" => |v, j| Cell::Age(j.ended.unwrap_or(v.now).since(j.started));
+    rows "ROWS" Count (12, 6) "Rows in what it makes" => |_, j| if j.progress.rows == 0 { Cell::None } else { count(j.progress.rows) };
     moved "MOVED" Age (9, 5) "Since its last movement" => |v, j| if j.state.ended() { Cell::None } else { age(v, Some(j.moved)) };
     error "ERROR" Text (50, 8) "The first true error" => |_, j| text(j.error.clone().unwrap_or_default());
     id "ID" Id (20, 18) wide "Job id" => |_, j| id(j.id.0);
     files "FILES" Text (14, 6) wide "Files done of all" => |_, j| text(of(j.progress.files));
+    failing "FAILING" Count (8, 7) wide "Files that would not copy, and are not there yet" => |_, j| if j.copies.failing == 0 { Cell::None } else { count(j.copies.failing) };
     segments "SEGMENTS" Text (10, 6) wide "Segments done of all" => |_, j| text(of(j.progress.segments));
     ended "ENDED (UTC)" Time (20, 16) wide "End" => |_, j| j.ended.map_or(Cell::None, Cell::Time);
     collection "COLLECTION" Text (24, 8) wide "Collection" => |v, j| j.collection.map_or(Cell::None, |c| collection_cell(v, c));
@@ -141,6 +144,7 @@ fn job_state(s: JobState) -> Cell {
     let (text, tone) = match s {
         JobState::Pending => ("Pending", Tone::Busy),
         JobState::Running => ("Running", Tone::Busy),
+        JobState::Stuck => ("Stuck", Tone::Bad),
         JobState::Undoing => ("Undoing", Tone::Warn),
         JobState::Completed => ("Completed", Tone::Busy),
         JobState::Verified => ("Verified", Tone::Good),
