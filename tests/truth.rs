@@ -22,6 +22,7 @@ use falconer::engine::meta::embedded::EmbeddedStore;
 use falconer::engine::model::catalog::Catalog;
 use falconer::engine::model::data::Collection;
 use falconer::engine::model::facts::Tolerances;
+use falconer::engine::model::view::{Rollback, Seek};
 use falconer::engine::profile::{Access, EtcdProfile, MetaProfile, Profile, Roots};
 use serde_json::Value;
 use support::lab;
@@ -211,6 +212,7 @@ fn compare(catalog: &Catalog) {
             schema(&at, ours, &truth["describe"]);
             partitions(&at, catalog, ours, truth);
             segments(&at, catalog, ours, truth);
+            views(&at, catalog, ours, truth);
             indexes(&at, catalog, ours, &truth["indexes"]);
             load(&at, catalog, ours, truth);
             seen += 1;
@@ -422,6 +424,32 @@ fn segments(at: &str, catalog: &Catalog, ours: &Collection, truth: &Value) {
             "{at}: dropped at"
         );
     }
+}
+
+/// What a view says that queries are served from is what the query node had loaded.
+fn views(at: &str, catalog: &Catalog, ours: &Collection, truth: &Value) {
+    let loaded = list(&truth["query_segment_info"], "infos");
+    if loaded.is_empty() {
+        return;
+    }
+    let theirs = |state: &str| -> BTreeSet<i64> {
+        let of = loaded.iter().filter(|s| text(s, "state") == state);
+        of.map(|s| number(s, "segmentID")).collect()
+    };
+    let (mut sealed, mut growing) = (BTreeSet::new(), BTreeSet::new());
+    for channel in catalog.channels_of(ours.id) {
+        let view = catalog.channel_view(channel, &BTreeSet::new(), Rollback::AsMilvus);
+        assert!(view.cyclic.is_empty(), "{at}: {view:?}");
+        assert!(
+            matches!(view.seek, Seek::Checkpoint(_)),
+            "{at}: {:?}",
+            view.seek
+        );
+        sealed.extend(view.flushed.iter().map(|id| id.0));
+        growing.extend(view.growing.iter().map(|id| id.0));
+    }
+    assert_eq!(sealed, theirs("Sealed"), "{at}: sealed segments");
+    assert_eq!(growing, theirs("Growing"), "{at}: growing segments");
 }
 
 /// The server answers as the user wrote it, with `params` in JSON; the stored parameters have each by itself.

@@ -86,6 +86,49 @@ impl PartitionId {
     pub const ALL: Self = Self(-1);
 }
 
+/// The partitions that deletes apply to: all of a collection's, or one. Both are numbers on the wire, all is −1; nothing else may be
+/// below zero, and −1 means "not given" in other fields, which are `Option<PartitionId>` (`spec/lifecycle.md` §12).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartitionScope(Option<PartitionId>);
+
+impl PartitionScope {
+    /// Every partition.
+    pub const ALL: Self = Self(None);
+
+    /// The scope of a segment as stored; `None` if it is illegal: only deletes (L0) may apply to all partitions.
+    #[must_use]
+    pub fn of(stored: PartitionId, deletes: bool) -> Option<Self> {
+        match stored {
+            PartitionId::ALL => deletes.then_some(Self::ALL),
+            one => (one.0 >= 0).then_some(Self(Some(one))),
+        }
+    }
+
+    /// The one partition, if it is not all.
+    #[must_use]
+    pub const fn one(self) -> Option<PartitionId> {
+        self.0
+    }
+
+    /// As stored.
+    #[must_use]
+    pub fn stored(self) -> PartitionId {
+        self.0.unwrap_or(PartitionId::ALL)
+    }
+
+    /// Whether it touches any of these.
+    #[must_use]
+    pub fn meets(self, partitions: &std::collections::BTreeSet<PartitionId>) -> bool {
+        self.0.is_none_or(|one| partitions.contains(&one))
+    }
+
+    /// Whether deletes of this scope apply to rows of a partition.
+    #[must_use]
+    pub fn covers(self, partition: PartitionId) -> bool {
+        self.0.is_none_or(|one| one == partition)
+    }
+}
+
 /// A revision of the metadata store: grows by one with each committed transaction.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,

@@ -198,6 +198,12 @@ pub struct Segment {
     pub invisible: bool,
     /// Sorted by primary key.
     pub sorted: bool,
+    /// Sorted by namespace.
+    pub namespace_sorted: bool,
+    /// Made by a compaction.
+    pub by_compaction: bool,
+    /// Stands for no data (`is_fake`).
+    pub fake: bool,
     /// Commit timestamp (imports, 3.0); unset otherwise.
     pub commit_ts: Tso,
     /// Manifest (V3, or V2 with manifest).

@@ -22,3 +22,4 @@ pub mod resource;
 pub mod rows;
 pub mod text;
 pub mod totals;
+pub mod view;
