@@ -609,13 +609,12 @@ pub(super) fn put(cx: &JobCx, (key, value): (Key, Vec<u8>)) -> Write {
 
 async fn source(cx: &JobCx, state: &State) -> Result<Source> {
     let reads = reads(cx);
-    let source = match &state.from {
-        Some(uri) => restore_bundle::open(&reads, uri).await?,
-        None => {
-            let key = Key::Snapshot(state.of, state.snapshot);
-            let kv = reads.record(&key).await?.ok_or_else(|| gone(state))?;
-            reads.source(&kv).await?
-        }
+    let source = if let Some(uri) = &state.from {
+        restore_bundle::open(&reads, uri).await?
+    } else {
+        let key = Key::Snapshot(state.of, state.snapshot);
+        let kv = reads.record(&key).await?.ok_or_else(|| gone(state))?;
+        reads.source(&kv).await?
     };
     if source.fingerprint == state.fingerprint {
         return Ok(source);
