@@ -84,6 +84,9 @@ pub enum Command {
     /// Restore a snapshot into a new collection.
     #[command(subcommand)]
     Restore(RestoreCommand),
+    /// Copy a snapshot out with all its data, as a bundle.
+    #[command(subcommand)]
+    Export(ExportCommand),
     /// What garbage collection would take and why it keeps the rest; and one pass of it.
     #[command(subcommand)]
     Gc(GcCommand),
@@ -276,10 +279,15 @@ pub enum SnapshotCommand {
 pub enum RestoreCommand {
     /// Restore into a new collection and stay until it is verified.
     Start {
-        /// Name, `collection/name` or id.
-        snapshot: String,
+        /// Name, `collection/name` or id. Left out with `--from`.
+        #[arg(required_unless_present = "from")]
+        snapshot: Option<String>,
         /// Target: `name` or `database/name`. Must not exist.
-        target: String,
+        #[arg(required_unless_present = "from")]
+        target: Option<String>,
+        /// A bundle instead of a snapshot: the URI of its metadata, as `export start` tells it.
+        #[arg(long, value_name = "URI")]
+        from: Option<String>,
         /// Bytes a second that the copies are held to, e.g. `20MiB`; 0 = no limit.
         #[arg(long, value_name = "BYTES", value_parser = rate)]
         rate: Option<u64>,
@@ -319,6 +327,36 @@ pub enum RestoreCommand {
         out: OutputArgs,
     },
     /// Stop a job and take back what it did, also one that another process runs.
+    Cancel {
+        /// Its id.
+        job: i64,
+    },
+}
+
+/// `export …`.
+#[derive(Debug, Subcommand)]
+pub enum ExportCommand {
+    /// Write a bundle and stay until it is verified. Credentials are the profile's, or the environment's for another server.
+    Start {
+        /// Name, `collection/name` or id.
+        snapshot: String,
+        /// Below this: a key of the own bucket, `s3://BUCKET/PREFIX`, `https://HOST/BUCKET/PREFIX`, `gs://…`, `az://…` or
+        /// `file:///FOLDER`.
+        target: String,
+        /// Bytes a second that the copies are held to, e.g. `20MiB`; 0 = no limit.
+        #[arg(long, value_name = "BYTES", value_parser = rate)]
+        rate: Option<u64>,
+        /// How to apply.
+        #[command(flatten)]
+        apply: ApplyArgs,
+    },
+    /// List export jobs, ours and those of a Milvus.
+    List {
+        /// Output format.
+        #[command(flatten)]
+        out: OutputArgs,
+    },
+    /// Stop a job and remove what it copied.
     Cancel {
         /// Its id.
         job: i64,
@@ -448,6 +486,7 @@ pub async fn run(command: Command, handle: Handle, out: &mut (dyn Write + Send))
         }
         Command::Snapshot(command) => verbs::snapshot(&mut handle, command, out).await,
         Command::Restore(command) => verbs::restore(&mut handle, command, out).await,
+        Command::Export(command) => verbs::export(&mut handle, command, out).await,
         Command::Gc(command) => verbs::gc(&mut handle, command, out).await,
         Command::Doctor(args) => verbs::doctor(&handle, args, out).await,
         Command::Demo(apply) => jobs::demo(&mut handle, &apply, out).await,
@@ -497,6 +536,7 @@ impl Command {
                 | SnapshotCommand::Pins { .. },
             )
             | Self::Restore(RestoreCommand::List { .. })
+            | Self::Export(ExportCommand::List { .. })
             | Self::Gc(GcCommand::Plan { .. } | GcCommand::References { .. }) => true,
             Self::Snapshot(
                 SnapshotCommand::Create { apply, .. }
@@ -506,13 +546,15 @@ impl Command {
                 | SnapshotCommand::Verify { apply, .. },
             )
             | Self::Restore(RestoreCommand::Start { apply, .. })
+            | Self::Export(ExportCommand::Start { apply, .. })
             | Self::Gc(GcCommand::Run { apply, .. })
             | Self::Demo(apply) => apply.plan,
             Self::Restore(
                 RestoreCommand::Watch { .. }
                 | RestoreCommand::Retry { .. }
                 | RestoreCommand::Cancel { .. },
-            ) => false,
+            )
+            | Self::Export(ExportCommand::Cancel { .. }) => false,
         }
     }
 

@@ -12,8 +12,8 @@ use crate::engine::model::resource::{self, Kind, RowId, Scope, View};
 use crate::engine::plan::Intent;
 
 use super::{
-    ApplyArgs, DescribeArgs, DoctorArgs, Format, GcCommand, GcScope, GetArgs, RestoreCommand,
-    SnapshotCommand, jobs, output,
+    ApplyArgs, DescribeArgs, DoctorArgs, ExportCommand, Format, GcCommand, GcScope, GetArgs,
+    RestoreCommand, SnapshotCommand, jobs, output,
 };
 
 fn kind(name: &str) -> Result<Kind> {
@@ -285,19 +285,38 @@ pub async fn restore(
         RestoreCommand::Start {
             snapshot,
             target,
+            from,
             rate,
             parallel,
             apply,
         } => {
-            let snapshot = snapshot_id(handle, &snapshot)?;
+            let (snapshot, target) = match (snapshot, target, &from) {
+                (Some(snapshot), Some(target), None) => (Some(snapshot), target),
+                // The only word is the target then.
+                (Some(target), None, Some(_)) => (None, target),
+                _ => {
+                    return Err(Error::new(
+                        ErrorKind::Invalid,
+                        "give a snapshot and a target, or --from URI and a target",
+                    )
+                    .fix("falconer restore start --from URI TARGET"));
+                }
+            };
             let (database, collection) = match target.split_once('/') {
                 Some((db, name)) => (db.to_owned(), name.to_owned()),
                 None => ("default".to_owned(), target),
             };
-            let intent = Intent::Restore {
-                snapshot,
-                database,
-                collection,
+            let intent = match (snapshot, from) {
+                (Some(snapshot), _) => Intent::Restore {
+                    snapshot: snapshot_id(handle, &snapshot)?,
+                    database,
+                    collection,
+                },
+                (None, from) => Intent::RestoreBundle {
+                    uri: from.unwrap_or_default(),
+                    database,
+                    collection,
+                },
             };
             let pace = jobs::Pace { rate, parallel };
             jobs::apply_at(handle, intent, &apply, pace, out).await
@@ -321,28 +340,8 @@ pub async fn restore(
             jobs::follow(handle, id, format.output, jobs::Say::Progress, out).await
         }
         RestoreCommand::List { out: format } => {
-            look(handle, |view| {
-                let mut ours = resource::ids(view, Kind::Jobs, &Scope::default());
-                ours.retain(|row| {
-                    let job = |id| view.jobs.jobs.iter().find(|j| j.id == id);
-                    matches!(row, RowId::Job(id) if job(*id).is_some_and(|j| j.kind == JobKind::Restore))
-                });
-                let mut foreign = resource::ids(view, Kind::Tasks, &Scope::default());
-                foreign.retain(|row| match row {
-                    RowId::Task(key) => view
-                        .catalog
-                        .tasks
-                        .get(key)
-                        .is_some_and(|t| t.kind == "copy-segment-job"),
-                    _ => false,
-                });
-                output::kinds(
-                    out,
-                    view,
-                    [(Kind::Jobs, ours), (Kind::Tasks, foreign)],
-                    format.output,
-                )
-            })?;
+            let kinds = (JobKind::Restore, "copy-segment-job");
+            list(handle, kinds, format.output, out)?;
             Ok(0)
         }
         RestoreCommand::Cancel { job } => {
@@ -369,6 +368,66 @@ async fn left_stuck(handle: &mut Handle, job: JobId) {
         // An error means that the engine has stopped; following says so.
         _ = moved => {}
         () = clock.sleep(super::PATIENCE) => {}
+    }
+}
+
+/// Jobs of a kind, and what a Milvus calls its own.
+fn list(
+    handle: &Handle,
+    (kind, theirs): (JobKind, &str),
+    format: Format,
+    out: &mut (dyn Write + Send),
+) -> Result<()> {
+    look(handle, |view| {
+        let mut ours = resource::ids(view, Kind::Jobs, &Scope::default());
+        ours.retain(|row| {
+            let job = |id| view.jobs.jobs.iter().find(|j| j.id == id);
+            matches!(row, RowId::Job(id) if job(*id).is_some_and(|j| j.kind == kind))
+        });
+        let mut foreign = resource::ids(view, Kind::Tasks, &Scope::default());
+        foreign.retain(|row| match row {
+            RowId::Task(key) => view
+                .catalog
+                .tasks
+                .get(key)
+                .is_some_and(|t| t.kind == theirs),
+            _ => false,
+        });
+        let both = [(Kind::Jobs, ours), (Kind::Tasks, foreign)];
+        output::kinds(out, view, both, format)
+    })
+}
+
+/// `export …`.
+pub async fn export(
+    handle: &mut Handle,
+    command: ExportCommand,
+    out: &mut (dyn Write + Send),
+) -> Result<u8> {
+    match command {
+        ExportCommand::Start {
+            snapshot,
+            target,
+            rate,
+            apply,
+        } => {
+            let snapshot = snapshot_id(handle, &snapshot)?;
+            let intent = Intent::Export { snapshot, target };
+            let pace = jobs::Pace {
+                rate,
+                parallel: None,
+            };
+            jobs::apply_at(handle, intent, &apply, pace, out).await
+        }
+        ExportCommand::List { out: format } => {
+            let kinds = (JobKind::Export, "export-job");
+            list(handle, kinds, format.output, out)?;
+            Ok(0)
+        }
+        ExportCommand::Cancel { job } => {
+            jobs::cancel(handle, JobId(job)).await?;
+            jobs::follow(handle, JobId(job), Format::Table, jobs::Say::Progress, out).await
+        }
     }
 }
 

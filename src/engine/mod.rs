@@ -332,6 +332,7 @@ impl World {
 pub fn registry(gc: jobs::gc::Gc) -> Registry {
     Registry::default()
         .with(jobs::restore::Restore::default())
+        .with(jobs::export::Export::default())
         .with(gc)
         .with(jobs::snapshot_create::CreateSnapshot)
         .with(jobs::snapshot_drop::DropSnapshot)

@@ -77,6 +77,8 @@ pub enum Action {
     CreateSnapshot,
     /// Plan a restore.
     Restore,
+    /// Plan an export.
+    Export,
     /// Plan a drop.
     Drop,
     /// Plan a pin.
@@ -298,6 +300,15 @@ pub const ACTIONS: &[Entry] = &[
         ROWS,
         Danger::Low,
         "restore",
+    ),
+    act(
+        Action::Export,
+        "export",
+        "Copy the snapshot out with all its data, as a bundle",
+        &[ch('E')],
+        ROWS,
+        Danger::Low,
+        "export",
     ),
     act(
         Action::Drop,

@@ -66,7 +66,7 @@ pub fn why_disabled(app: &App, action: Action) -> Option<String> {
     let needs = |there: bool, what: &str| (!there).then(|| what.to_owned());
     match action {
         Action::CreateSnapshot => needs(collection(app).is_some(), "select a collection first"),
-        Action::Restore | Action::Drop | Action::Pin | Action::Verify => {
+        Action::Restore | Action::Export | Action::Drop | Action::Pin | Action::Verify => {
             needs(snapshot(app).is_some(), "select a snapshot first")
         }
         Action::Unpin => match snapshot(app).and_then(|id| app.catalog.snapshot(id)) {
@@ -126,6 +126,11 @@ pub fn act(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
             app.overlay = Some(Overlay::Form(Box::new(Form::restore(
                 id, &name, database, target,
             ))));
+        }
+        Action::Export => {
+            let Some(id) = snapshot(app) else { return };
+            let name = app.name_of(&RowId::Snapshot(id), now);
+            app.overlay = Some(Overlay::Form(Box::new(Form::export(id, &name))));
         }
         Action::Drop => {
             let Some(id) = snapshot(app) else { return };

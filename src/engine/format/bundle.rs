@@ -320,10 +320,23 @@ impl Moved {
     }
 }
 
+/// A place as it may be shown: without user, password, query and fragment.
+fn shown(text: &str) -> String {
+    let text = text.split(['?', '#']).next().unwrap_or_default();
+    match text.split_once("://") {
+        Some((scheme, rest)) => {
+            let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            let host = authority.rsplit('@').next().unwrap_or_default();
+            format!("{scheme}://{host}{path}")
+        }
+        None => super::mask::text(text).into_owned(),
+    }
+}
+
 fn bad(text: &str, why: &str) -> Error {
     Error::new(
         ErrorKind::Invalid,
-        format!("{:?} is no place for a bundle: {why}", super::mask::text(text)),
+        format!("{:?} is no place for a bundle: {why}", shown(text)),
     )
     .fix("write a key of the own bucket, s3://bucket/prefix, http(s)://host/bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///folder")
 }
@@ -338,9 +351,7 @@ pub fn parse_place(text: &str) -> Result<(Elsewhere, String)> {
         check(path).map_err(|e| bad(text, e.what()))?;
         return Ok((Elsewhere::Folder(PathBuf::from(path)), String::new()));
     }
-    let uri = match check(trimmed)
-        .map_err(|e| bad(text, e.context("path").map_or(e.what(), |_| e.what())))?
-    {
+    let uri = match check(trimmed).map_err(|e| bad(text, e.what()))? {
         Location::Key => return Ok((Elsewhere::Here, trimmed.to_owned())),
         Location::Uri(uri) => uri,
     };

@@ -50,7 +50,11 @@ pub fn snapshot(metadata: &SnapshotMetadata, segments: &[SegmentDescription]) ->
             .unwrap_or_default()
             .encode_to_vec(),
     );
-    out.sorted(metadata.manifest_list.clone(), |out, path| {
+    let tails = metadata.manifest_list.iter().map(|path| {
+        let at = path.rfind("snapshots/").unwrap_or(0);
+        path.get(at..).unwrap_or_default()
+    });
+    out.sorted(tails.collect(), |out, path| {
         out.bytes(path.as_bytes());
     });
     out.sorted(metadata.segment_ids.clone(), |out, id| {

@@ -1,10 +1,14 @@
 //! The pool's view of the world: copies go through the executor, under the fence, from wherever the source lies to wherever the
 //! copies belong.
 
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 
 use super::copy::{CopyFile, CopyHost};
 use super::cx::{Beside, JobCx};
+use super::restore_bundle;
+use super::restore_source::{Reads, prefixes};
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, Result};
 use crate::engine::format::bundle::Relocation;
@@ -20,11 +24,14 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// The cluster's own store.
-    pub fn own(cx: &JobCx) -> Self {
-        Self {
-            objects: cx.objects.clone(),
-            moved: None,
+    /// The cluster's own store, or the bundle with this metadata URI.
+    pub fn of(own: &ObjectRead, outside: Option<&str>) -> Result<Self> {
+        match outside {
+            Some(uri) => restore_bundle::sources(own, uri),
+            None => Ok(Self {
+                objects: own.clone(),
+                moved: None,
+            }),
         }
     }
 
@@ -35,6 +42,35 @@ impl Sources {
             Some(moved) => moved.path(&named.0).map(ObjectKey),
         }
     }
+}
+
+/// Fills in sizes and entity tags by listing; answers what is missing.
+/// `outside`: the bundle that the sources lie in.
+pub(super) async fn sizes(
+    reads: &Reads<'_>,
+    outside: Option<&str>,
+    files: &mut [CopyFile],
+) -> Result<Vec<ObjectKey>> {
+    let sources = Sources::of(reads.objects, outside)?;
+    let wanted = files.iter().map(|f| sources.key(&f.from));
+    let wanted = wanted.collect::<Result<Vec<ObjectKey>>>()?;
+    let reads = Reads {
+        objects: &sources.objects,
+        ..*reads
+    };
+    let there = reads
+        .list_tagged(prefixes(sources.objects.root(), &wanted))
+        .await?;
+    let mut missing = BTreeSet::new();
+    for (file, key) in files.iter_mut().zip(&wanted) {
+        match there.get(key) {
+            Some((size, etag)) => (file.size, file.etag) = (*size, etag.clone()),
+            None => {
+                missing.insert(file.from.clone());
+            }
+        }
+    }
+    Ok(missing.into_iter().collect())
 }
 
 /// The pool's world.

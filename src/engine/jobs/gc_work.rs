@@ -161,9 +161,9 @@ pub(super) async fn ours(reads: &Reads<'_>, out: &mut Reading, me: Option<JobId>
                     by: format!("job {} ({})", job.id, job.title),
                     collection: job.collection,
                     snapshot: match job.intent {
-                        Intent::Restore { snapshot, .. } | Intent::DropSnapshot { snapshot } => {
-                            Some(snapshot)
-                        }
+                        Intent::Restore { snapshot, .. }
+                        | Intent::Export { snapshot, .. }
+                        | Intent::DropSnapshot { snapshot } => Some(snapshot),
                         Intent::CreateSnapshot { .. } => works_on(&job.machine),
                         _ => None,
                     },

@@ -21,7 +21,7 @@ use super::restore_since::Milvus;
 use super::restore_source::{Reads, prefixes};
 pub use super::restore_state::{Range, State, Step};
 use super::restore_watch::{Watchable, complete};
-use super::{Job, Lock, Next, PlanCx, restore_plan, restore_undo, verify};
+use super::{Job, Lock, Next, PlanCx, restore_bundle, restore_plan, restore_undo, verify};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::pb::data::{CopySegmentJobState, CopySegmentTaskState};
@@ -77,7 +77,7 @@ impl Restore {
         let reads = reads(cx);
         let source = source(cx, state).await?;
         let mut blueprint = draw(&source, &given, cx.objects.root(), cx.objects.bucket())?;
-        size_up(&reads, &mut blueprint.files).await?;
+        size_up(&reads, source.outside.as_deref(), &mut blueprint.files).await?;
         if digest(&blueprint.files) != state.objects {
             return Err(Error::new(
                 ErrorKind::Conflict,
@@ -101,8 +101,9 @@ impl Restore {
         let reads = reads(cx);
         // Before anything else is read: what moves it later has moved since.
         let milvus = Milvus::seen(&reads).await?;
-        let found =
-            restore_plan::survey(&reads, state.snapshot, &state.db_name, &state.name).await?;
+        let target = (state.db_name.as_str(), state.name.as_str());
+        let from = state.from.as_deref();
+        let found = restore_plan::survey(&reads, state.snapshot, from, target).await?;
         found.refuse()?;
         let (Some(source), Some(db)) = (&found.source, found.db) else {
             return Err(Error::new(
@@ -117,7 +118,9 @@ impl Restore {
         state.objects = digest(&found.files);
         state.started = cx.clock.now();
         state.starts = starts(&reads, source).await?;
-        state.pin = Some(HeldPin::draw(&*cx.entropy, cx.clock.now()));
+        if state.from.is_none() {
+            state.pin = Some(HeldPin::draw(&*cx.entropy, cx.clock.now()));
+        }
         Ok(Next::Step(state.to(Step::Pin)))
     }
 
@@ -197,7 +200,7 @@ impl Restore {
         }
         let host = Host {
             cx,
-            sources: &Sources::own(cx),
+            sources: &Sources::of(&cx.objects, state.from.as_deref())?,
             beside: None,
         };
         let ran = copy::run(&host, files, &mut state.done, copy::SLICE).await;
@@ -217,7 +220,7 @@ impl Restore {
             Ran::SourceMissing => {
                 // Find them all, then fail for good.
                 let mut again = files.clone();
-                size_up(&reads(cx), &mut again).await?;
+                size_up(&reads(cx), state.from.as_deref(), &mut again).await?;
                 Err(Error::new(
                     ErrorKind::Unreachable,
                     "a source object was missing for a moment and is there again",
@@ -459,6 +462,11 @@ impl Job for Restore {
                 Lock::alone(format!("target:{database}:{collection}")),
                 Lock::shared(format!("snapshot:{snapshot}")),
             ],
+            Intent::RestoreBundle {
+                database,
+                collection,
+                ..
+            } => vec![Lock::alone(format!("target:{database}:{collection}"))],
             _ => Vec::new(),
         }
     }
@@ -471,6 +479,16 @@ impl Job for Restore {
                 collection,
             } => Ok(State {
                 snapshot: *snapshot,
+                db_name: database.clone(),
+                name: collection.clone(),
+                ..State::default()
+            }),
+            Intent::RestoreBundle {
+                uri,
+                database,
+                collection,
+            } => Ok(State {
+                from: Some(uri.clone()),
                 db_name: database.clone(),
                 name: collection.clone(),
                 ..State::default()
@@ -591,11 +609,13 @@ pub(super) fn put(cx: &JobCx, (key, value): (Key, Vec<u8>)) -> Write {
 
 async fn source(cx: &JobCx, state: &State) -> Result<Source> {
     let reads = reads(cx);
-    let kv = reads
-        .record(&Key::Snapshot(state.of, state.snapshot))
-        .await?
-        .ok_or_else(|| gone(state))?;
-    let source = reads.source(&kv).await?;
+    let source = if let Some(uri) = &state.from {
+        restore_bundle::open(&reads, uri).await?
+    } else {
+        let key = Key::Snapshot(state.of, state.snapshot);
+        let kv = reads.record(&key).await?.ok_or_else(|| gone(state))?;
+        reads.source(&kv).await?
+    };
     if source.fingerprint == state.fingerprint {
         return Ok(source);
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use prost::Message;
 
 use super::copy::{CopyFile, Done};
+use super::copy_host::sizes;
 use super::cx::JobCx;
 use super::restore::{Loaded, put, watchable};
 use super::restore_map::{Blueprint, SEGMENTS_PER_TASK, Source, WalStart, channels};
@@ -23,8 +24,12 @@ use crate::engine::plan::execute::Change;
 const TELL_MS: i64 = 60_000;
 
 /// Fills in sizes from listings of the source; every missing object is named (rule 10 of `spec/oncall.md` §7).
-pub(super) async fn size_up(reads: &Reads<'_>, files: &mut [CopyFile]) -> Result<()> {
-    let missing = restore_plan::sizes(reads, files).await?;
+pub(super) async fn size_up(
+    reads: &Reads<'_>,
+    outside: Option<&str>,
+    files: &mut [CopyFile],
+) -> Result<()> {
+    let missing = sizes(reads, outside, files).await?;
     if missing.is_empty() {
         return Ok(());
     }

@@ -42,6 +42,8 @@ pub struct Source {
     pub declared: BTreeMap<SegmentId, Vec<ObjectKey>>,
     /// Members of the JSON that this version has no place for.
     pub unknown: Vec<String>,
+    /// The bundle that its objects lie in, by URI; its paths are as if they lay under the cluster's own root.
+    pub outside: Option<String>,
     /// SHA-256 over all bytes read: another reading must give the same.
     pub fingerprint: String,
 }

@@ -1,14 +1,16 @@
 //! What must hold before a restore may begin, and what it would do: looked at by the plan, and once more by the job's first step.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use prost::Message;
 
 use super::copy::CopyFile;
+use super::copy_host::sizes;
+use super::restore_bundle;
 use super::restore_checks as checks;
 use super::restore_map::{Blueprint, Given, Source, draw, ids_needed};
 use super::restore_names::name_is_free;
-use super::restore_source::{Reads, prefixes};
+use super::restore_source::Reads;
 pub use super::restore_watch::record_fits;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::codec::is_tombstone;
@@ -88,8 +90,8 @@ pub(super) fn refuse(what: impl Into<String>, fix: &str) -> Error {
 pub async fn survey(
     reads: &Reads<'_>,
     snapshot: SnapshotId,
-    database: &str,
-    name: &str,
+    from: Option<&str>,
+    (database, name): (&str, &str),
 ) -> Result<Survey> {
     let mut out = Survey::default();
     let named = valid_name(name);
@@ -121,6 +123,23 @@ pub async fn survey(
         }
     }
     out.check("no streaming service", no_streaming(reads).await?);
+    if let Some(uri) = from {
+        let source = match restore_bundle::open(reads, uri).await {
+            Ok(source) => source,
+            Err(e) if e.is_transient() => return Err(e),
+            Err(e) => {
+                out.check("the bundle is readable", Err(e));
+                return Ok(out);
+            }
+        };
+        out.of = CollectionId(source.record.collection_id);
+        out.check("the bundle is readable", Ok(uri.to_owned()));
+        let known = restore_bundle::channels_known(reads, &source).await?;
+        out.check("its channels are this cluster's", known);
+        let db = db.as_ref().map(|(_, info, _)| info);
+        contents(reads, &mut out, source, db, database, name).await?;
+        return Ok(out);
+    }
     let record = match reads.snapshot(snapshot).await {
         Ok(kv) => kv,
         Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -163,15 +182,8 @@ pub async fn survey(
             source.metadata.format_version
         )),
     );
-    contents(
-        reads,
-        &mut out,
-        source,
-        db.as_ref().map(|(_, info, _)| info),
-        database,
-        name,
-    )
-    .await?;
+    let db = db.as_ref().map(|(_, info, _)| info);
+    contents(reads, &mut out, source, db, database, name).await?;
     Ok(out)
 }
 
@@ -231,7 +243,7 @@ async fn contents(
             let fits = record_fits(sketch.segments.len());
             out.check("the job's record fits one value", fits);
             let mut files = sketch.files.clone();
-            let missing = sizes(reads, &mut files).await?;
+            let missing = sizes(reads, source.outside.as_deref(), &mut files).await?;
             if missing.is_empty() {
                 let bytes: u64 = files.iter().map(|f| f.size).sum();
                 out.check(
@@ -287,24 +299,6 @@ fn absent(out: &mut Survey, missing: &[ObjectKey], all: usize) {
             "bring them back from a backup of the bucket, or use another snapshot",
         )),
     );
-}
-
-/// Fills in sizes and entity tags by listing; answers what is missing.
-pub async fn sizes(reads: &Reads<'_>, files: &mut [CopyFile]) -> Result<Vec<ObjectKey>> {
-    let wanted: Vec<ObjectKey> = files.iter().map(|f| f.from.clone()).collect();
-    let there = reads
-        .list_tagged(prefixes(reads.objects.root(), &wanted))
-        .await?;
-    let mut missing = BTreeSet::new();
-    for file in files {
-        match there.get(&file.from) {
-            Some((size, etag)) => (file.size, file.etag) = (*size, etag.clone()),
-            None => {
-                missing.insert(file.from.clone());
-            }
-        }
-    }
-    Ok(missing.into_iter().collect())
 }
 
 /// Milvus's rule for names (`spec/snapshot.md` §3.3), on exactly what is stored.
@@ -464,17 +458,22 @@ fn uneven(segment: &pb::data::SegmentDescription) -> bool {
 
 /// The plan that an operator sees.
 pub async fn plan(reads: &Reads<'_>, intent: &Intent) -> Result<Plan> {
-    let Intent::Restore {
-        snapshot,
-        database,
-        collection,
-    } = intent
-    else {
-        return Err(Error::new(ErrorKind::Internal, "not a restore"));
+    let (snapshot, from, database, collection) = match intent {
+        Intent::Restore {
+            snapshot,
+            database,
+            collection,
+        } => (*snapshot, None, database, collection),
+        Intent::RestoreBundle {
+            uri,
+            database,
+            collection,
+        } => (SnapshotId(0), Some(uri.as_str()), database, collection),
+        _ => return Err(Error::new(ErrorKind::Internal, "not a restore")),
     };
-    let found = survey(reads, *snapshot, database, collection).await?;
+    let found = survey(reads, snapshot, from, (database, collection)).await?;
     let label = found.source.as_ref().map_or_else(
-        || snapshot.to_string(),
+        || from.map_or_else(|| snapshot.to_string(), str::to_owned),
         |s| {
             let of = s
                 .metadata
@@ -496,13 +495,17 @@ pub async fn plan(reads: &Reads<'_>, intent: &Intent) -> Result<Plan> {
         intent: intent.clone(),
         title: format!("restore {label} → {database}.{collection}"),
         steps: vec![
-            "pin the snapshot for one hour, renewed while the job runs".into(),
+            match from {
+                None => "pin the snapshot for one hour, renewed while the job runs".into(),
+                Some(_) => "read the bundle; nothing keeps others from deleting it".to_owned(),
+            },
             format!("take {ids} new ids from the cluster's allocator"),
             "record the job where Milvus's own tools see it".into(),
             format!(
-                "copy {} objects ({}) inside the store",
+                "copy {} objects ({}) {}",
                 found.files.len(),
-                text::bytes(bytes)
+                text::bytes(bytes),
+                from.map_or("inside the store", |_| "from the bundle")
             ),
             "list every copied object and compare its size".into(),
             format!(
@@ -576,6 +579,9 @@ fn changes(found: &Survey, database: &str, name: &str) -> Vec<KeyChange> {
         before: None,
         after: Some(format!("{n} records: {}", family.title())),
     }));
+    if source.outside.is_some() {
+        return out;
+    }
     out.push(KeyChange {
         key: MetaKey::from(format!(
             "datacoord-meta/snapshot/{}/{}",

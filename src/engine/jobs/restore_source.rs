@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::restore_map::Source;
 use super::restore_v3;
 use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::format::bundle::Moved;
 use crate::engine::format::codec::is_tombstone;
 pub(super) use crate::engine::format::hex;
 use crate::engine::format::keys::{Family, Key};
@@ -107,6 +108,7 @@ impl Reads<'_> {
             segments,
             declared: BTreeMap::new(),
             unknown: snapshot::unknown_members(&location.0, &json)?,
+            outside: None,
             fingerprint: String::new(),
         };
         self.declare(&mut source, &mut hash).await?;
@@ -124,7 +126,12 @@ impl Reads<'_> {
         pb::data::SnapshotMetadata,
         Vec<pb::data::SegmentDescription>,
     )> {
-        let metadata = snapshot::read_metadata(&location.0, json)?;
+        let mut metadata = snapshot::read_metadata(&location.0, json)?;
+        let bucket = self.objects.bucket();
+        let moved = Moved::find(&location.0, &metadata)?;
+        if let Some(moved) = &moved {
+            moved.metadata(&mut metadata, bucket)?;
+        }
         let keys = metadata
             .manifest_list
             .iter()
@@ -133,7 +140,10 @@ impl Reads<'_> {
         let mut manifests = Vec::with_capacity(metadata.manifest_list.len());
         for (key, bytes) in self.fetch(keys).await? {
             hash.update(&bytes);
-            let segment = manifest::read(&key.0, &bytes, metadata.format_version)?;
+            let mut segment = manifest::read(&key.0, &bytes, metadata.format_version)?;
+            if let Some(moved) = &moved {
+                moved.segment(&mut segment, bucket)?;
+            }
             manifests.push((key.0, segment));
         }
         let joined = snapshot::join(&location.0, metadata, manifests)?;

@@ -52,6 +52,9 @@ pub enum Step {
 pub struct State {
     /// Snapshot.
     pub snapshot: SnapshotId,
+    /// The bundle it lies in, by the URI of its metadata; `None`: it is one of the cluster's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
     /// Its collection.
     pub of: CollectionId,
     /// Target database.

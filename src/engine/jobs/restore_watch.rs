@@ -80,6 +80,13 @@ impl Watchable<'_> {
             total_rows: self.blueprint.segments.iter().map(|s| s.rows).sum(),
             snapshot_name: self.source.record.name.clone(),
             source_collection_id: self.source.record.collection_id,
+            external: self.source.outside.is_some(),
+            // Without credentials: `external_spec` stays empty (defect D63).
+            snapshot_s3_location: self.source.outside.clone().unwrap_or_default(),
+            snapshot_fingerprint: match &self.source.outside {
+                Some(_) => self.source.fingerprint.clone(),
+                None => String::new(),
+            },
             pin_id: self.pin,
             ..Default::default()
         };

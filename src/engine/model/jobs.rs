@@ -31,6 +31,8 @@ pub enum JobKind {
     VerifySnapshot,
     /// Restore into a new collection.
     Restore,
+    /// Copying a snapshot out, as a bundle.
+    Export,
     /// One garbage collection pass.
     Gc,
     /// Building the demo cluster.

@@ -38,6 +38,11 @@ impl ObjectRead {
         }
     }
 
+    /// Whether keys are absolute paths, as Milvus writes them to local storage.
+    pub fn is_absolute(&self) -> bool {
+        self.place.absolute.is_some()
+    }
+
     /// A key below the folder or bucket that this store is: absolute where its keys are.
     pub fn key(&self, below: &str) -> Result<ObjectKey> {
         let key = self.key_of(below.trim_matches('/'));

@@ -73,6 +73,22 @@ pub enum Intent {
         /// Target collection: must not exist, neither as a name nor as an alias.
         collection: String,
     },
+    /// Restore from a self-contained bundle into a new collection (§2.7, §5).
+    RestoreBundle {
+        /// The bundle's metadata JSON. Never with credentials.
+        uri: String,
+        /// As of a restore.
+        database: String,
+        /// As of a restore.
+        collection: String,
+    },
+    /// Copy a snapshot with all its data to a place of its own (§3.9).
+    Export {
+        /// This one.
+        snapshot: SnapshotId,
+        /// Below this key or URI. Never with credentials.
+        target: String,
+    },
     /// One garbage collection pass (§6).
     Gc {
         /// Only this collection; all when absent.

@@ -28,6 +28,8 @@ pub enum About {
     Pin(SnapshotId),
     /// Pins of this snapshot to be taken off; the first ones, to be chosen by number.
     Unpin(SnapshotId, [Option<Pin>; LISTED]),
+    /// An export of this snapshot.
+    Export(SnapshotId),
 }
 
 /// Pins that the form lists.
@@ -178,6 +180,22 @@ impl Form {
             .collect()
     }
 
+    /// Asks where a snapshot is copied to.
+    #[must_use]
+    pub fn export(snapshot: SnapshotId, name: &str) -> Self {
+        Self {
+            title: format!("Export of {name}"),
+            about: About::Export(snapshot),
+            fields: vec![Field {
+                label: "Target",
+                help: "own bucket: a key; else s3://…, https://host/bucket/…, file:///…",
+                input: Input::default(),
+            }],
+            focus: 0,
+            wrong: None,
+        }
+    }
+
     fn value(&self, i: usize) -> String {
         self.fields
             .get(i)
@@ -236,6 +254,10 @@ impl Form {
                     };
                 Ok(Intent::UnpinSnapshot { snapshot, pin })
             }
+            About::Export(snapshot) => Ok(Intent::Export {
+                snapshot,
+                target: required(0, "the target")?,
+            }),
             About::Restore(snapshot) => Ok(Intent::Restore {
                 snapshot,
                 database: required(0, "the database")?,

@@ -134,6 +134,7 @@ pub(in crate::engine::model) const fn kind_name(kind: JobKind) -> &'static str {
         JobKind::UnpinSnapshot => "unpin-snapshot",
         JobKind::VerifySnapshot => "verify-snapshot",
         JobKind::Restore => "restore",
+        JobKind::Export => "export",
         JobKind::Gc => "gc",
         JobKind::Demo => "demo",
     }
