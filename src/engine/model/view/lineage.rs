@@ -137,18 +137,15 @@ impl<'a> Lineage<'a> {
                 } else {
                     self.why_kept(*id, [&flushed, &next], rollback).map(Some)
                 };
-                match stays {
-                    Some(why) => {
-                        next.insert(*id);
-                        kept.extend(why.map(|why| (*id, why)));
-                    }
-                    None => {
-                        changed = true;
-                        for parent in parents {
-                            next.insert(*parent);
-                            dropped.remove(parent);
-                        }
-                    }
+                if let Some(why) = stays {
+                    next.insert(*id);
+                    kept.extend(why.map(|why| (*id, why)));
+                    continue;
+                }
+                changed = true;
+                for parent in parents {
+                    next.insert(*parent);
+                    dropped.remove(parent);
                 }
             }
             flushed = next;
