@@ -146,8 +146,11 @@ fn a_parent_that_a_snapshot_keeps_does_not_serve_again() {
     ];
     pieces[3].indexed = true;
     let pieces = dated(&pieces);
-    assert_eq!(ids(&viewed(&pieces, Rollback::AsMilvus).flushed), [1, 5]);
+    let milvus = viewed(&pieces, Rollback::AsMilvus);
+    assert_eq!(ids(&milvus.flushed), [1, 5]);
+    assert_eq!(ids(&milvus.twice[&SegmentId(1)]), [5]);
     let view = viewed(&pieces, ALWAYS);
+    assert!(view.twice.is_empty());
     assert_eq!(ids(&view.flushed), [4, 5]);
     assert_eq!(view.kept[&SegmentId(4)], Kept::Relative(SegmentId(5)));
     // 3 is collected as well: now only the age of 1 tells.

@@ -1,5 +1,7 @@
 //! One row in full: sections for the detail view, a stable JSON shape, and the raw keys behind it.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use crate::engine::format::keys::{Family, Key, Role};
@@ -7,11 +9,12 @@ use crate::engine::ids::{MetaKey, NodeId, PartitionId, SnapshotId, Tso};
 
 use super::blocked::blocked;
 use super::columns::cell_of;
-use super::data::{Collection, LogSum, Segment};
+use super::data::{Channel, Collection, LogSum, Segment};
 use super::references::{Entry, Extent, Status};
 use super::resource::{Cell, RowId};
 use super::rows::{RowRef, View, row};
 use super::text::bytes;
+use super::view::{ChannelView, Rollback};
 
 /// A titled list of names and values.
 pub type Section = (&'static str, Vec<(String, Cell)>);
@@ -72,6 +75,7 @@ pub fn detail(view: &View<'_>, id: &RowId) -> Vec<Section> {
                 .into_iter()
                 .collect(),
             );
+            push(&mut out, "What queries see", queried(view, c).lines());
         }
         RowRef::Index(i) => push_pairs(&mut out, "Parameters", &i.params),
         RowRef::Snapshot(s) => {
@@ -161,6 +165,12 @@ fn references(view: &View<'_>, id: SnapshotId) -> Vec<(String, Cell)> {
         ));
     }
     out
+}
+
+/// The channel's view as a query coordinator is told it.
+fn queried(view: &View<'_>, channel: &Channel) -> ChannelView {
+    view.catalog
+        .channel_view(channel, &BTreeSet::new(), Rollback::AsMilvus)
 }
 
 fn push(out: &mut Vec<Section>, title: &'static str, rows: Vec<(String, Cell)>) {
@@ -382,6 +392,7 @@ fn extras(view: &View<'_>, row: RowRef<'_>, out: &mut Map<String, Value>) {
             out.insert("checkpoint".into(), checkpoint);
             let id = c.collection.map(|id| id.to_string());
             out.insert("collection_id".into(), id.into());
+            out.insert("query_view".into(), queried(view, c).json());
         }
         RowRef::Index(i) => {
             out.insert("params".into(), object(&i.params));

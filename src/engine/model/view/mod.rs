@@ -6,6 +6,7 @@
 //! the parents can have been collected yet, and everything that was can be replaced with it.
 
 mod lineage;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -134,6 +135,9 @@ pub struct ChannelView {
     /// Members of `flushed` that are dropped and serve for their children: with the segments whose delta logs belong to them too,
     /// because deletes that came after the compaction went to those (§I.7 rule 1b).
     pub retrieved: BTreeMap<SegmentId, BTreeSet<SegmentId>>,
+    /// Members of `flushed` with those of their descendants that are members too: rows that are served twice. Empty under
+    /// [`Rollback::Certain`] unless the records are damaged.
+    pub twice: BTreeMap<SegmentId, BTreeSet<SegmentId>>,
     /// Damaged: each an ancestor of itself, or made of one that is.
     pub cyclic: BTreeSet<SegmentId>,
     /// Where reading begins.
@@ -190,6 +194,12 @@ pub fn channel_view(
         })
         .map(|id| (*id, lineage.descendants(&[*id])))
         .collect();
+    let both = |id: &SegmentId| {
+        let below = lineage.descendants(&[*id]);
+        let both: BTreeSet<SegmentId> = below.intersection(&flushed).copied().collect();
+        (!both.is_empty() && !both.contains(id)).then_some((*id, both))
+    };
+    let twice = flushed.iter().filter_map(both).collect();
     // A parent that serves for its child serves once, whatever list it stood in.
     for list in [&mut growing, &mut level_zero, &mut hidden] {
         list.retain(|id| !flushed.contains(id));
@@ -213,6 +223,7 @@ pub fn channel_view(
         hidden,
         kept,
         retrieved,
+        twice,
         cyclic,
         seek,
     }
