@@ -57,7 +57,7 @@ pub struct Flags {
     /// Milvus's configuration: `milvus.yaml` (with `user.yaml` beside it), or its folder.
     #[arg(long, global = true, value_name = "FILE")]
     pub milvus_yaml: Option<PathBuf>,
-    /// An etcd dump in JSON lines, plain or gzip; read only.
+    /// An etcd dump in JSON lines or a birdwatcher backup, plain or gzip; read only.
     #[arg(long, global = true, value_name = "FILE", conflicts_with = "etcd")]
     pub dump: Option<PathBuf>,
     /// Folder of the embedded store.

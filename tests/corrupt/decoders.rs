@@ -295,6 +295,14 @@ pub const ALL: &[Decoder] = &[
         memory: (6_000, 512 * 1024),
     },
     Decoder {
+        name: "backup",
+        what: "birdwatcher's backups of an etcd keyspace",
+        seeds: seeds::backups,
+        generate: damaged,
+        run: read_dump,
+        memory: (6_000, 512 * 1024),
+    },
+    Decoder {
         name: "journal",
         what: "records of our own journal",
         seeds: seeds::journal,

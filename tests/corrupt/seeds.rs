@@ -390,6 +390,42 @@ pub fn dumps() -> Vec<Vec<u8>> {
     vec![short, plain, packed]
 }
 
+/// birdwatcher's backups, of both versions.
+pub fn backups() -> Vec<Vec<u8>> {
+    fn record(out: &mut Vec<u8>, bytes: &[u8]) {
+        out.extend((bytes.len() as u64).to_le_bytes());
+        out.extend(bytes);
+    }
+    let entries: Vec<_> = lab::etcd().into_iter().step_by(300).collect();
+    let pairs: Vec<Vec<u8>> = entries
+        .iter()
+        .map(|entry| {
+            falconer::engine::format::pb::common::KeyDataPair {
+                key: String::from_utf8_lossy(&entry.key).into_owned(),
+                data: entry.value.clone(),
+            }
+            .encode_to_vec()
+        })
+        .collect();
+    let count = u8::try_from(pairs.len()).expect("few");
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    record(&mut first, &[0x08, 1, 0x20, count]);
+    record(&mut second, &[0x08, 2]);
+    for part in [&[0x08, 4][..], b"{}", b"x=1", b""] {
+        record(&mut second, part);
+    }
+    let extra = format!(r#"{{"cnt":"{count}"}}"#);
+    let mut header = vec![0x08, 1, 0x1a, extra.len() as u8];
+    header.extend(extra.as_bytes());
+    record(&mut second, &header);
+    for pair in &pairs {
+        record(&mut first, pair);
+        record(&mut second, pair);
+    }
+    record(&mut second, b"");
+    vec![first, second]
+}
+
 /// Records of our own journal: which kind, then its bytes.
 pub fn journal() -> Vec<Vec<u8>> {
     use falconer::engine::ids::{JobId, MetaRev, UnixMs};

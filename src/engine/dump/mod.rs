@@ -1,5 +1,7 @@
-//! A dump of a metadata store in JSON lines, plain or gzip: `key_b64`, `value_b64`, `mod_revision`, and if they are there
-//! `create_revision`, `version` and `lease`. Attached to read only.
+//! A dump of a metadata store, plain or gzip, attached to read only: JSON lines with `key_b64`, `value_b64`, `mod_revision`, and if they
+//! are there `create_revision`, `version` and `lease`; or a backup of birdwatcher's.
+
+mod birdwatcher;
 
 use std::io::{BufRead, BufReader, Read as _};
 use std::path::Path;
@@ -53,7 +55,7 @@ pub fn parse(mut reader: impl BufRead, size: u64) -> Result<Vec<KeyValue>> {
         let most = size.saturating_mul(UNPACKED.0).saturating_add(UNPACKED.1);
         let unpacked = flate2::bufread::MultiGzDecoder::new(reader).take(most);
         let mut unpacked = BufReader::new(unpacked);
-        let found = lines(&mut unpacked);
+        let found = contents(&mut unpacked);
         if unpacked.get_ref().limit() == 0 {
             return Err(Error::new(
                 ErrorKind::Corrupt,
@@ -63,7 +65,15 @@ pub fn parse(mut reader: impl BufRead, size: u64) -> Result<Vec<KeyValue>> {
         }
         found
     } else {
-        lines(&mut reader)
+        contents(&mut reader)
+    }
+}
+
+fn contents(reader: &mut impl BufRead) -> Result<Vec<KeyValue>> {
+    if reader.fill_buf().is_ok_and(birdwatcher::is_backup) {
+        birdwatcher::read(reader)
+    } else {
+        lines(reader)
     }
 }
 
@@ -86,7 +96,7 @@ fn lines(reader: &mut impl BufRead) -> Result<Vec<KeyValue>> {
     }
     if out.is_empty() {
         return Err(Error::new(ErrorKind::Corrupt, "the dump holds no key")
-            .fix("write one JSON object a line: key_b64, value_b64, mod_revision"));
+            .fix("give one JSON object a line (key_b64, value_b64, mod_revision), or a backup of birdwatcher's"));
     }
     Ok(out)
 }
