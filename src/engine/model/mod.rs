@@ -4,6 +4,7 @@ pub mod blocked;
 pub mod catalog;
 pub mod columns;
 pub mod data;
+pub mod ddl;
 pub mod detail;
 pub mod facts;
 pub mod find;
