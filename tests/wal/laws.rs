@@ -82,7 +82,7 @@ async fn holds_everywhere(meta: Arc<dyn MetaWrite>, objects: ObjectWrite, clock:
     let read = all(&*log, MessageId(1)).await.unwrap();
     assert_eq!(read.len(), 102);
     for (i, message) in read.iter().enumerate() {
-        assert_eq!(message.id.0, i as i64 + 1);
+        assert_eq!(message.id.0, i64::try_from(i).unwrap() + 1);
         assert!(i == 0 || read[i - 1].tick < message.tick);
         assert_eq!(message.term(), Some(log.term()));
     }

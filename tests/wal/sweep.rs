@@ -137,7 +137,7 @@ async fn check(world: &World, book: &Book, label: &str) {
         );
         let mut bodies = BTreeSet::new();
         for (i, m) in found.iter().enumerate() {
-            assert_eq!(m.id.0, first.0 + i as i64, "{label}");
+            assert_eq!(m.id.0, first.0 + i64::try_from(i).unwrap(), "{label}");
             assert!(i == 0 || found[i - 1].tick < m.tick, "{label}: ticks");
             let body = String::from_utf8(m.message.payload.clone()).unwrap();
             assert!(

@@ -254,7 +254,7 @@ mod tests {
                         let made = (n > 0).then(|| segment(&head, n, from));
                         if let Some(s) = &made {
                             prop_assert!(ticks.last().is_none_or(|(id, t)| id.0 + 1 == s.first.0 && *t < s.from));
-                            ticks.extend((0..n as u64).map(|i| (MessageId(s.first.0 + i as i64), Tso(s.from.0 + i))));
+                            ticks.extend((0..i64::try_from(n).unwrap()).map(|i| (MessageId(s.first.0 + i), Tso(s.from.0 + i.unsigned_abs()))));
                         }
                         index.moved(after, made);
                     }

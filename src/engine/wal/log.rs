@@ -149,10 +149,10 @@ fn check(pchannel: &str) -> Result<()> {
 }
 
 /// At the revision that was read, or absent.
-pub(super) fn unmoved(key: MetaKey, kv: Option<&KeyValue>) -> Cond {
+pub(super) fn unmoved(key: &MetaKey, kv: Option<&KeyValue>) -> Cond {
     kv.map_or_else(
         || Cond::Absent(key.clone()),
-        |kv| Cond::At(kv.key.clone(), kv.mod_rev),
+        |kv| Cond::At(key.clone(), kv.mod_rev),
     )
 }
 
@@ -183,12 +183,9 @@ async fn take(executor: &Executor, pchannel: &str) -> Result<(Head, MetaRev)> {
         let head = stored.taken(term::of(record)?);
         let now = executor.clock().now();
         let assigning = term::assigning(record, pchannel, head.term, executor.actor(), now)?;
-        let at_head = unmoved(head_key.clone(), head_kv.as_ref());
+        let at_head = unmoved(&head_key, head_kv.as_ref());
         let mut first = Swap::new(
-            vec![
-                unmoved(record_key.clone(), record_kv.as_ref()),
-                at_head.clone(),
-            ],
+            vec![unmoved(&record_key, record_kv.as_ref()), at_head.clone()],
             vec![Write::put(record_key.clone(), assigning.clone())],
         );
         if let Swapped::Done(rev) = known(executor, &mut first).await? {

@@ -78,6 +78,12 @@ impl Batch {
         self.asks.push(ask);
     }
 
+    fn refuse(self, why: &Error) {
+        for ask in self.asks {
+            ask.refuse(why.clone());
+        }
+    }
+
     fn is_full(&self) -> bool {
         self.drafts >= MESSAGES || self.bytes >= BYTES || self.asks.len() >= MESSAGES
     }
@@ -126,13 +132,14 @@ impl Writer {
     pub async fn run(mut self, mut asked: mpsc::Receiver<Ask>) {
         let mut kept: Option<Ask> = None;
         let why = loop {
-            let ask = match kept.take() {
-                Some(ask) => Some(ask),
-                None => tokio::select! {
+            let ask = if let Some(ask) = kept.take() {
+                Some(ask)
+            } else {
+                tokio::select! {
                     biased;
                     () = self.stop.cancelled() => None,
                     ask = asked.recv() => ask,
-                },
+                }
             };
             let Some(ask) = ask.filter(|_| !self.stop.is_cancelled()) else {
                 break closed(&self.shared.pchannel);
@@ -169,7 +176,7 @@ impl Writer {
         };
         self.shared.publish(Some(why.clone()));
         asked.close();
-        for ask in kept.into_iter() {
+        if let Some(ask) = kept {
             ask.refuse(why.clone());
         }
         while let Some(ask) = asked.recv().await {
@@ -185,7 +192,7 @@ impl Writer {
         let made = match self.make(&batch.asks).await {
             Ok(made) => made,
             Err(e) => {
-                batch.asks.into_iter().for_each(|ask| ask.refuse(e.clone()));
+                batch.refuse(&e);
                 return None;
             }
         };
@@ -217,7 +224,9 @@ impl Writer {
                 }
                 // Readers see it before its writer hears of it: who was answered can read.
                 self.shared.publish(None);
-                answers.into_iter().for_each(|answer| answer());
+                for answer in answers {
+                    answer();
+                }
                 None
             }
             Err(e) => {
@@ -226,10 +235,7 @@ impl Writer {
                     self.garbage.extend(made.segment.map(|s| s.object));
                 }
                 let Failed { told, ended } = e;
-                batch
-                    .asks
-                    .into_iter()
-                    .for_each(|ask| ask.refuse(told.clone()));
+                batch.refuse(&told);
                 ended
             }
         }
@@ -335,12 +341,11 @@ impl Writer {
                     pause = (pause * 2).min(PAUSE.1);
                 }
                 Err(e) if e.kind() == ErrorKind::Fenced => {
-                    let told = match swap.in_doubt() {
+                    let told = if swap.in_doubt() {
                         // Another owner of the root may even have cut it off by now.
-                        true => {
-                            Error::new(ErrorKind::OutcomeUnknown, e.what()).caused_by(e.clone())
-                        }
-                        false => e.clone(),
+                        Error::new(ErrorKind::OutcomeUnknown, e.what()).caused_by(e.clone())
+                    } else {
+                        e.clone()
                     };
                     return Err(Failed {
                         told,
