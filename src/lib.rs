@@ -25,7 +25,9 @@
 //!   meta objects             stores: they know bytes, never what the bytes mean
 //!   format                   bytes ⇄ types, pure
 //!   model                    plain data, catalog, holds, verdicts, registry: pure
-//!   plan                     Intent → Plan → execute → journal: the one write path
+//!   plan                     Intent → Plan → execute → journal: the one write path; the ledger of what runs
+//!   wal                      logs of the channels that we own, their checkpoints
+//!   broadcast                one message to many channels, then callbacks
 //!   jobs                     snapshot, restore, gc, copy pool: step machines
 //! ui              event loop, update(), keymap, theme, virtual table, overlays, screens
 //! ```
@@ -33,7 +35,7 @@
 //! Dependencies point one way, and `tests/architecture.rs` reads the sources to keep it so:
 //!
 //! ```text
-//! ids, error, clock ← format ← model ← plan ← jobs ← engine (Handle) ← ui, cli ← main
+//! ids, error, clock ← format ← model ← plan ← wal ← broadcast ← jobs ← engine (Handle) ← ui, cli ← main
 //!       meta (traits), objects: know bytes only; constructed only in engine
 //! ```
 //!
@@ -43,7 +45,9 @@
 //!
 //! 1. **Lossless.** A value that is rewritten keeps every field we do not know ([`engine::format::wire`]).
 //! 2. **One write path.** Intent → plan → diff → confirmation → fences → compare-and-swap with pre-image, audit entry and step
-//!    marker in the same transaction → journal. No prefix delete exists.
+//!    marker in the same transaction → journal. No prefix delete exists. What runs because of such a change and moves with every
+//!    message (a log's index, a broadcast's record, a checkpoint) is a compare-and-swap on its own revision under the same fence
+//!    ([`engine::plan::ledger`]): the record is its own marker.
 //! 3. **Three outcomes.** Committed, refused, or unknown; the step marker settles the unknown. Objects too.
 //! 4. **Fence.** No write into a Milvus root while any coordinator session key exists, or without our own lease and epoch.
 //!    A session key is never created. New ids come from the cluster's own allocator key, moved forward, never back.

@@ -79,6 +79,12 @@ id! {
     ReplicaId
     /// A Milvus server id (`ServerID` of a session).
     NodeId
+    /// A message's place in the log of one physical channel, from 1. Grows by one with each message.
+    MessageId
+    /// How often a physical channel has changed its owner: a fencing token, never lowered.
+    Term
+    /// A broadcast task.
+    BroadcastId
 }
 
 impl PartitionId {

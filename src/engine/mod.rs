@@ -19,6 +19,7 @@ pub mod profile;
 mod references;
 mod serve;
 mod snapshot_detail;
+pub mod wal;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -8,9 +8,10 @@ use super::decode::{Item, Node, nodes};
 use super::{json, pb};
 
 /// Property keys of a message.
-const TYPE: &str = "_t";
-const BROADCAST_HEADER: &str = "_bh";
-const HEADER: &str = "_h";
+pub(super) const TYPE: &str = "_t";
+pub(super) const BROADCAST_HEADER: &str = "_bh";
+pub(super) const HEADER: &str = "_h";
+pub(super) const TIME_TICK: &str = "_tt";
 const REPLICATE_HEADER: &str = "_rh";
 const CIPHER_HEADER: &str = "_ch";
 
@@ -34,7 +35,7 @@ pub fn broadcast_header(message: &pb::messages::Message) -> Option<pb::messages:
 /// The time tick of a message: base 36.
 #[must_use]
 pub fn time_tick(message: &pb::messages::Message) -> Option<u64> {
-    u64::from_str_radix(message.properties.get("_tt")?, 36).ok()
+    u64::from_str_radix(message.properties.get(TIME_TICK)?, 36).ok()
 }
 
 /// Puts decoded headers in place of their base64, and hides what may hold a secret: the payload (a user's password

@@ -13,6 +13,7 @@ pub mod json;
 pub mod keys;
 pub mod manifest;
 pub mod mask;
+pub mod message;
 pub mod paths;
 pub mod pb;
 pub mod position;

@@ -14,6 +14,7 @@ pub mod holds;
 mod ingest;
 pub mod jobs;
 pub mod keyindex;
+pub mod log;
 mod lookup;
 pub mod names;
 pub mod overview;

@@ -171,6 +171,11 @@ impl Executor {
         &self.actor
     }
 
+    /// Whether this is an embedded root, which no Milvus shares.
+    pub fn embedded(&self) -> bool {
+        self.embedded
+    }
+
     /// Makes `change` happen, or finds that it has. `Conflict` names the key that moved; `Fenced` says by whom.
     pub async fn commit(&self, who: &Who, change: &Change) -> Result<Committed> {
         self.make(who, change, false).await

@@ -13,6 +13,9 @@
 //! | `job/{id}/pre/{change}/{chunk}[/{part}]` | [`PreImage`]: the values that the chunk replaced |
 //! | `snapshot/{id}/made`, `/since`, `/verified` | what is known of a snapshot beside its record (`jobs::snapshot_notes`) |
 //! | `snapshot/{id}/pin/{pin}` | who holds the pin, and why |
+//! | `wal/{pchannel}/head` | [`Head`](crate::engine::model::log::Head): term and end of a channel's log; whoever moves it owns the log |
+//! | `wal/{pchannel}/segment/{first id}` | [`Segment`](crate::engine::model::log::Segment): an object that is part of the log |
+//! | `broadcast/{id}` | what Milvus's own record of a broadcast has no field for (`broadcast`) |
 //! | `audit/{revision}-{job}-{change}-{chunk}` | [`Audit`]; the revision is the store's just before, 20 digits, so that keys sort by time |
 
 use bytes::Bytes;
@@ -21,7 +24,8 @@ use serde::{Deserialize, Serialize};
 use super::Intent;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{
-    CollectionId, JobId, KeyPrefix, MetaKey, MetaRev, PinId, SnapshotId, UnixMs,
+    BroadcastId, CollectionId, JobId, KeyPrefix, MessageId, MetaKey, MetaRev, PinId, SnapshotId,
+    UnixMs,
 };
 use crate::engine::model::jobs::{Copies, JobInfo, JobKind, JobState, Progress};
 use crate::engine::profile::Roots;
@@ -161,6 +165,50 @@ impl Keys {
     #[must_use]
     pub fn past(&self, id: JobId) -> MetaKey {
         format!("{}/history/{:020}", self.base, id.0).into()
+    }
+
+    /// Whether the key is one of ours: it lies beside the Milvus root, so a live coordinator does not matter to it.
+    #[must_use]
+    pub fn is_ours(&self, key: &MetaKey) -> bool {
+        key.0
+            .strip_prefix(self.base.as_bytes())
+            .is_some_and(|rest| rest.starts_with(b"/"))
+    }
+
+    /// Everything of all logs.
+    #[must_use]
+    pub fn wals(&self) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/wal", self.base))
+    }
+
+    /// Term and end of a channel's log.
+    #[must_use]
+    pub fn wal_head(&self, pchannel: &str) -> MetaKey {
+        format!("{}/wal/{pchannel}/head", self.base).into()
+    }
+
+    /// The index of a channel's log.
+    #[must_use]
+    pub fn wal_segments(&self, pchannel: &str) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/wal/{pchannel}/segment", self.base))
+    }
+
+    /// One segment of it, by the id of its first message. Twenty digits, so that they sort.
+    #[must_use]
+    pub fn wal_segment(&self, pchannel: &str, first: MessageId) -> MetaKey {
+        format!("{}/wal/{pchannel}/segment/{:020}", self.base, first.0).into()
+    }
+
+    /// What is kept beside the records of all broadcasts.
+    #[must_use]
+    pub fn broadcasts(&self) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/broadcast", self.base))
+    }
+
+    /// What is kept beside one broadcast's record.
+    #[must_use]
+    pub fn broadcast(&self, id: BroadcastId) -> MetaKey {
+        format!("{}/broadcast/{id}", self.base).into()
     }
 
     /// All audit entries.

@@ -6,6 +6,7 @@ pub mod execute;
 pub mod fence;
 pub mod ids;
 pub mod journal;
+pub mod ledger;
 mod past;
 pub mod retry;
 
