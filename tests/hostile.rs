@@ -98,7 +98,10 @@ fn what_once_failed_is_refused_or_read() {
             continue;
         }
         let (reader, _) = name.rsplit_once('-').expect("READER-SUM.bin");
-        if let Err(why) = decoder(reader).try_one(&fs::read(&file).unwrap()) {
+        let reader = decoder(reader);
+        // What a reader builds once, the schemas of a format, is not of any input: it must be there before memory is counted.
+        let _ = reader.try_one(&(reader.seeds)()[0]);
+        if let Err(why) = reader.try_one(&fs::read(&file).unwrap()) {
             panic!("{}: {why}", file.display());
         }
         replayed += 1;

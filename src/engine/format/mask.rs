@@ -44,6 +44,9 @@ pub fn text(value: &str) -> Cow<'_, str> {
         let end = rest
             .find(['/', '?', '#', ' ', ',', '"'])
             .unwrap_or(rest.len());
+        // The colon may be the beginning of the next URI.
+        let next = rest[..end].ends_with(':') && rest[end..].starts_with("//");
+        let end = end - usize::from(next);
         out.push_str(&value[seen..start]);
         match rest[..end].rfind('@') {
             Some(at) => {
