@@ -187,6 +187,7 @@ async fn planned(planner: &Planner) -> (Plan, Duration) {
     let intent = Intent::Gc {
         collection: None,
         rules: BTreeSet::new(),
+        quarantine: false,
     };
     let plan = planner.plan(&intent, Arc::default()).await.expect("a plan");
     (plan, start.elapsed())

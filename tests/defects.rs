@@ -22,9 +22,11 @@ use falconer::engine::format::pb::data::{SegmentInfo, SnapshotInfo};
 use falconer::engine::ids::{
     CollectionId, DbId, MetaKey, PartitionId, SegmentId, SnapshotId, Tso, UnixMs,
 };
+use falconer::engine::jobs::references::Keeper;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
 use falconer::engine::jobs::select::{Selection, select};
 use falconer::engine::jobs::source::Source;
+use falconer::engine::model::facts::Tolerances;
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::plan::execute::{Executor, Parts};
 use falconer::engine::plan::{Intent, Plan};
@@ -131,7 +133,7 @@ fn runner(stores: &Stores) -> RunnerHandle {
     });
     Runner::start(
         executor,
-        falconer::engine::registry(falconer::engine::jobs::gc::Gc::default()),
+        falconer::engine::registry(Tolerances::default(), &Keeper::default()),
     )
 }
 
@@ -188,6 +190,7 @@ fn restore(snapshot: SnapshotId, name: &str) -> Intent {
 const PASS: Intent = Intent::Gc {
     collection: None,
     rules: BTreeSet::new(),
+    quarantine: false,
 };
 
 /// Two flushed segments on two shards.

@@ -61,6 +61,7 @@ fn pass() -> Intent {
     Intent::Gc {
         collection: None,
         rules: BTreeSet::new(),
+        quarantine: false,
     }
 }
 

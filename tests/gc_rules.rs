@@ -253,6 +253,7 @@ fn pass(rules: &[&str]) -> Intent {
     Intent::Gc {
         collection: None,
         rules: rules.iter().map(|r| (*r).to_owned()).collect(),
+        quarantine: false,
     }
 }
 

@@ -56,6 +56,7 @@ fn pass(of: CollectionId) -> Intent {
     Intent::Gc {
         collection: Some(of),
         rules: BTreeSet::new(),
+        quarantine: false,
     }
 }
 
@@ -273,6 +274,7 @@ async fn an_index_that_comes_back_keeps_its_rows() {
     let intent = Intent::Gc {
         collection: Some(of),
         rules: ["segment-index".to_owned()].into(),
+        quarantine: false,
     };
     let plan = runner.plan(intent, Arc::default()).await.unwrap();
     let info = apply(&runner, &plan).await;

@@ -476,6 +476,7 @@ async fn garbage_collection_leaves_no_note() {
     let gc = Intent::Gc {
         collection: Some(SMALL),
         rules: BTreeSet::from(["deleting-snapshot".to_owned()]),
+        quarantine: false,
     };
     done(&runner, gc).await;
     assert!(world.meta.get(&made.key).await.unwrap().is_none());
@@ -838,6 +839,7 @@ async fn a_slow_creator_says_that_it_lives() {
             &Intent::Gc {
                 collection: None,
                 rules,
+                quarantine: false,
             },
         )
         .await;
@@ -889,6 +891,7 @@ async fn a_create_that_was_cut_off_is_not_collected() {
     let gc = Intent::Gc {
         collection: None,
         rules: BTreeSet::new(),
+        quarantine: false,
     };
     let plan = planned(&other, &gc).await;
     assert!(

@@ -145,7 +145,15 @@ async fn a_dump_with_its_bucket_plans_and_refuses_to_apply() {
 
     let rules = std::collections::BTreeSet::new();
     let collection = None;
-    let gc = planned(&handle, Intent::Gc { collection, rules }).await;
+    let gc = planned(
+        &handle,
+        Intent::Gc {
+            collection,
+            rules,
+            quarantine: false,
+        },
+    )
+    .await;
     assert!(
         gc.unwrap().title.contains("collect"),
         "the pass is simulated"

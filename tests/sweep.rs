@@ -9,7 +9,9 @@ use std::sync::Arc;
 use falconer::engine::clock::SeededEntropy;
 use falconer::engine::error::{Error, ErrorKind, Result};
 use falconer::engine::ids::{JobId, SnapshotId};
+use falconer::engine::jobs::references::Keeper;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
+use falconer::engine::model::facts::Tolerances;
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::plan::Intent;
 use falconer::engine::plan::execute::{Executor, Parts};
@@ -31,7 +33,7 @@ fn runner(stores: &Stores) -> RunnerHandle {
     });
     Runner::start(
         executor,
-        falconer::engine::registry(falconer::engine::jobs::gc::Gc::default()),
+        falconer::engine::registry(Tolerances::default(), &Keeper::default()),
     )
 }
 
@@ -196,6 +198,7 @@ async fn collection_stays_sound_through_every_fault() {
     let intent = Intent::Gc {
         collection: None,
         rules: BTreeSet::new(),
+        quarantine: false,
     };
     swept("gc", intent, &[JobState::Verified], None, nothing).await;
 }

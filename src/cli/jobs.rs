@@ -98,11 +98,13 @@ async fn ours(handle: &Handle, request: impl Fn() -> Request) -> Result<()> {
     }
 }
 
-/// How the copies of a job are to run.
+/// How fast a job is to go.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
     /// Bytes a second; 0 = no limit.
     pub rate: Option<u64>,
+    /// Objects deleted or moved a second; 0 = no limit.
+    pub objects: Option<u64>,
     /// Copies at once.
     pub parallel: Option<u32>,
 }
@@ -113,6 +115,10 @@ impl Pace {
         if let Some(rate) = self.rate {
             hold(handle, job, rate).await?;
         }
+        if let Some(objects) = self.objects {
+            let objects = Some(objects).filter(|n| *n > 0);
+            ours(handle, || Request::Pace(job, objects)).await?;
+        }
         if let Some(copies) = self.parallel {
             parallel(handle, job, copies).await?;
         }
@@ -120,7 +126,7 @@ impl Pace {
     }
 }
 
-/// As [`apply`], with copies at a pace from the start.
+/// As [`apply`], at a pace from the start.
 pub async fn apply_at(
     handle: &mut Handle,
     intent: Intent,
@@ -146,10 +152,19 @@ pub async fn apply_at(
         hash: plan.hash.clone(),
         typed,
     };
-    let Reply::Accepted(job) = handle.request(apply).await? else {
-        return Err(unexpected());
+    let job = match handle.request(apply).await? {
+        Reply::Accepted(job) => job,
+        Reply::Settled(what) => {
+            output::settled(out, &what, args.out.output)?;
+            return Ok(0);
+        }
+        _ => return Err(unexpected()),
     };
-    pace.set(handle, job).await?;
+    match pace.set(handle, job).await {
+        // It was quicker than the order.
+        Err(e) if e.kind() == ErrorKind::Conflict => {}
+        set => set?,
+    }
     follow(handle, job, args.out.output, Say::News, out).await
 }
 

@@ -1,6 +1,7 @@
 //! The command line: an equal client of the engine's [`Handle`]. Every screen is a subcommand (`get KIND`), every verb too.
 //! Exit codes are documented in `docs/cli.md` and made in [`exit_code`].
 
+pub mod gc;
 mod jobs;
 mod output;
 mod verbs;
@@ -13,6 +14,8 @@ use crate::config::Flags;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Conn, Handle};
 use crate::engine::model::jobs::JobState;
+
+use gc::{GcCommand, OrphansCommand, QuarantineCommand};
 
 /// See, snapshot, restore, verify and clean up a Milvus-format cluster, with every coordinator down.
 ///
@@ -87,9 +90,12 @@ pub enum Command {
     /// Copy a snapshot out with all its data, as a bundle.
     #[command(subcommand)]
     Export(ExportCommand),
-    /// What garbage collection would take and why it keeps the rest; and one pass of it.
+    /// What garbage collection would take and why it keeps the rest; one pass of it; orphans; pauses.
     #[command(subcommand)]
     Gc(GcCommand),
+    /// What was moved aside instead of deleted: list, put back, delete for good.
+    #[command(subcommand)]
+    Quarantine(QuarantineCommand),
     /// Check the connection, the bucket and the references; each failure names the key to change.
     Doctor(DoctorArgs),
     /// Build a small living cluster in the embedded store.
@@ -363,49 +369,6 @@ pub enum ExportCommand {
     },
 }
 
-/// `gc …`.
-#[derive(Debug, Subcommand)]
-pub enum GcCommand {
-    /// Show what one pass would collect and what it keeps and why. Changes nothing.
-    Plan {
-        /// Which.
-        #[command(flatten)]
-        scope: GcScope,
-        /// Output format.
-        #[command(flatten)]
-        out: OutputArgs,
-    },
-    /// What each snapshot refers to, and which garbage is kept where that cannot be read.
-    References {
-        /// Only snapshots of this collection.
-        #[arg(short, long)]
-        collection: Option<String>,
-        /// Output format.
-        #[command(flatten)]
-        out: OutputArgs,
-    },
-    /// Run one pass.
-    Run {
-        /// Which.
-        #[command(flatten)]
-        scope: GcScope,
-        /// How to apply.
-        #[command(flatten)]
-        apply: ApplyArgs,
-    },
-}
-
-/// What a pass looks at.
-#[derive(Clone, Debug, Args)]
-pub struct GcScope {
-    /// Only this collection.
-    #[arg(short, long)]
-    pub collection: Option<String>,
-    /// Only this rule; may be given several times.
-    #[arg(short, long)]
-    pub rule: Vec<String>,
-}
-
 /// `doctor`.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct DoctorArgs {
@@ -487,7 +450,8 @@ pub async fn run(command: Command, handle: Handle, out: &mut (dyn Write + Send))
         Command::Snapshot(command) => verbs::snapshot(&mut handle, command, out).await,
         Command::Restore(command) => verbs::restore(&mut handle, command, out).await,
         Command::Export(command) => verbs::export(&mut handle, command, out).await,
-        Command::Gc(command) => verbs::gc(&mut handle, command, out).await,
+        Command::Gc(command) => gc::gc(&mut handle, command, out).await,
+        Command::Quarantine(command) => gc::quarantine(&mut handle, command, out).await,
         Command::Doctor(args) => verbs::doctor(&handle, args, out).await,
         Command::Demo(apply) => jobs::demo(&mut handle, &apply, out).await,
         Command::Config(_) | Command::Completions { .. } => Err(Error::new(
@@ -537,7 +501,13 @@ impl Command {
             )
             | Self::Restore(RestoreCommand::List { .. })
             | Self::Export(ExportCommand::List { .. })
-            | Self::Gc(GcCommand::Plan { .. } | GcCommand::References { .. }) => true,
+            | Self::Gc(
+                GcCommand::Plan { .. }
+                | GcCommand::References { .. }
+                | GcCommand::Tickets { .. }
+                | GcCommand::Orphans(OrphansCommand::Plan { .. }),
+            )
+            | Self::Quarantine(QuarantineCommand::List { .. }) => true,
             Self::Snapshot(
                 SnapshotCommand::Create { apply, .. }
                 | SnapshotCommand::Drop { apply, .. }
@@ -547,9 +517,17 @@ impl Command {
             )
             | Self::Restore(RestoreCommand::Start { apply, .. })
             | Self::Export(ExportCommand::Start { apply, .. })
-            | Self::Gc(GcCommand::Run { apply, .. })
+            | Self::Gc(
+                GcCommand::Run { apply, .. }
+                | GcCommand::Orphans(OrphansCommand::Run { apply, .. }),
+            )
+            | Self::Quarantine(
+                QuarantineCommand::Restore { apply, .. } | QuarantineCommand::Purge { apply, .. },
+            )
             | Self::Demo(apply) => apply.plan,
-            Self::Restore(
+            // Only a process that may write plans a pause: nobody else could write it.
+            Self::Gc(GcCommand::Pause { .. } | GcCommand::Resume { .. })
+            | Self::Restore(
                 RestoreCommand::Watch { .. }
                 | RestoreCommand::Retry { .. }
                 | RestoreCommand::Cancel { .. },

@@ -258,6 +258,14 @@ fn raw_json(raw: &RawValue) -> Value {
     value
 }
 
+/// What was done at once.
+pub fn settled(out: &mut dyn Write, what: &str, format: Format) -> Result<()> {
+    match format {
+        Format::Table | Format::Wide => line(out, what),
+        _ => document(out, &json!({ "done": what }), format),
+    }
+}
+
 /// A plan.
 pub fn plan(out: &mut dyn Write, plan: &Plan, format: Format) -> Result<()> {
     if !matches!(format, Format::Table | Format::Wide) {

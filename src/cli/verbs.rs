@@ -1,6 +1,5 @@
 //! The verbs: each resolves names against the catalog, asks the engine, prints.
 
-use std::collections::BTreeSet;
 use std::io::Write;
 
 use crate::engine::error::{Error, ErrorKind, Result};
@@ -12,8 +11,8 @@ use crate::engine::model::resource::{self, Kind, RowId, Scope, View};
 use crate::engine::plan::Intent;
 
 use super::{
-    ApplyArgs, DescribeArgs, DoctorArgs, ExportCommand, Format, GcCommand, GcScope, GetArgs,
-    RestoreCommand, SnapshotCommand, jobs, output,
+    ApplyArgs, DescribeArgs, DoctorArgs, ExportCommand, Format, GetArgs, RestoreCommand,
+    SnapshotCommand, jobs, output,
 };
 
 fn kind(name: &str) -> Result<Kind> {
@@ -25,7 +24,7 @@ fn kind(name: &str) -> Result<Kind> {
 }
 
 /// Runs `with` over what is known now.
-fn look<T>(handle: &Handle, with: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
+pub(super) fn look<T>(handle: &Handle, with: impl FnOnce(&View<'_>) -> Result<T>) -> Result<T> {
     let catalog = handle.catalog.borrow().clone();
     let jobs = handle.jobs.borrow().clone();
     let references = handle.references.borrow().clone();
@@ -41,7 +40,7 @@ fn one(view: &View<'_>, kind: Kind, name: &str) -> Result<RowId> {
     resource::find(view, kind, name)
 }
 
-fn collection(handle: &Handle, name: &str) -> Result<CollectionId> {
+pub(super) fn collection(handle: &Handle, name: &str) -> Result<CollectionId> {
     look(handle, |view| match one(view, Kind::Collections, name)? {
         RowId::Collection(id) => Ok(id),
         other => Err(Error::new(
@@ -318,7 +317,11 @@ pub async fn restore(
                     collection,
                 },
             };
-            let pace = jobs::Pace { rate, parallel };
+            let pace = jobs::Pace {
+                rate,
+                parallel,
+                ..jobs::Pace::default()
+            };
             jobs::apply_at(handle, intent, &apply, pace, out).await
         }
         RestoreCommand::Watch {
@@ -336,7 +339,12 @@ pub async fn restore(
                 )
                 .fix("list them with: falconer restore list"));
             }
-            jobs::Pace { rate, parallel }.set(handle, id).await?;
+            let pace = jobs::Pace {
+                rate,
+                parallel,
+                ..jobs::Pace::default()
+            };
+            pace.set(handle, id).await?;
             jobs::follow(handle, id, format.output, jobs::Say::Progress, out).await
         }
         RestoreCommand::List { out: format } => {
@@ -415,7 +423,7 @@ pub async fn export(
             let intent = Intent::Export { snapshot, target };
             let pace = jobs::Pace {
                 rate,
-                parallel: None,
+                ..jobs::Pace::default()
             };
             jobs::apply_at(handle, intent, &apply, pace, out).await
         }
@@ -429,78 +437,6 @@ pub async fn export(
             jobs::follow(handle, JobId(job), Format::Table, jobs::Say::Progress, out).await
         }
     }
-}
-
-/// `gc …`.
-pub async fn gc(
-    handle: &mut Handle,
-    command: GcCommand,
-    out: &mut (dyn Write + Send),
-) -> Result<u8> {
-    let intent = |handle: &Handle, scope: &GcScope| -> Result<Intent> {
-        let collection = scope
-            .collection
-            .as_deref()
-            .map(|name| collection(handle, name))
-            .transpose()?;
-        Ok(Intent::Gc {
-            collection,
-            rules: scope.rule.iter().cloned().collect::<BTreeSet<_>>(),
-        })
-    };
-    match command {
-        GcCommand::Plan { scope, out: format } => {
-            let intent = intent(handle, &scope)?;
-            let plan = jobs::plan(handle, intent).await?;
-            output::plan(out, &plan, format.output)?;
-            Ok(if plan.applicable() { 0 } else { 4 })
-        }
-        GcCommand::References {
-            collection: name,
-            out: format,
-        } => references(handle, name.as_deref(), format.output, out).await,
-        GcCommand::Run { scope, apply } => {
-            let intent = intent(handle, &scope)?;
-            jobs::apply(handle, intent, &apply, out).await
-        }
-    }
-}
-
-/// How often a long reading says how far it is.
-const WORD: std::time::Duration = std::time::Duration::from_secs(5);
-
-/// `gc references`: 7 when a snapshot cannot be read.
-async fn references(
-    handle: &mut Handle,
-    of: Option<&str>,
-    format: Format,
-    out: &mut (dyn Write + Send),
-) -> Result<u8> {
-    let of = of.map(|name| collection(handle, name)).transpose()?;
-    if handle.place.bucket == "none" {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            "what snapshots refer to stands in the bucket, and none is configured",
-        )
-        .fix("name it, e.g. --bucket s3://NAME/ROOT or --bucket file:///FOLDER"));
-    }
-    let clock = handle.clock.clone();
-    loop {
-        let index = handle.references.borrow_and_update().clone();
-        if index.is_settled() {
-            break;
-        }
-        tokio::select! {
-            changed = handle.references.changed() => if changed.is_err() {
-                return Err(jobs::unexpected());
-            },
-            () = clock.sleep(WORD) => {
-                let (read, all) = (index.read(), index.entries().count());
-                let _ = writeln!(std::io::stderr(), "falconer: {read} of {all} snapshots are read");
-            }
-        }
-    }
-    look(handle, |view| output::references(out, view, of, format))
 }
 
 /// `doctor`: 7 when a check failed.
@@ -521,7 +457,7 @@ pub async fn doctor(handle: &Handle, args: DoctorArgs, out: &mut (dyn Write + Se
     Ok(if failed { 7 } else { 0 })
 }
 
-fn tree(reply: Reply, format: Format, out: &mut (dyn Write + Send)) -> Result<()> {
+pub(super) fn tree(reply: Reply, format: Format, out: &mut (dyn Write + Send)) -> Result<()> {
     match reply {
         Reply::Tree(tree) => output::tree(out, &tree, format),
         _ => Err(jobs::unexpected()),

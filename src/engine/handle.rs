@@ -95,6 +95,8 @@ pub enum Request {
     Retry(JobId),
     /// Bytes a second for a job's copies; `None` = no limit.
     Throttle(JobId, Option<u64>),
+    /// Deletes and moves a second of a job; `None` = no limit.
+    Pace(JobId, Option<u64>),
     /// How many copies a job runs at once.
     Parallel(JobId, u32),
     /// One key, decoded.
@@ -110,6 +112,8 @@ pub enum Request {
         /// Also count rows and open files.
         deep: bool,
     },
+    /// What a job moved aside: its record, what lies there by prefix, some of the names.
+    Quarantine(JobId),
     /// Health checks; `deep` compares the bucket's listing with every reference.
     Doctor {
         /// Compare listings.
@@ -124,8 +128,10 @@ pub enum Reply {
     Planned(Arc<Plan>),
     /// To [`Request::Apply`]: the job that runs.
     Accepted(JobId),
-    /// To [`Request::Cancel`], [`Request::Retry`], [`Request::Throttle`] and [`Request::Parallel`]: obeyed, or in the journal for the process
-    /// that runs the job.
+    /// To [`Request::Apply`]: it is done already, and came to this.
+    Settled(String),
+    /// To [`Request::Cancel`], [`Request::Retry`], [`Request::Throttle`], [`Request::Pace`] and [`Request::Parallel`]: obeyed, or in
+    /// the journal for the process that runs the job.
     Done,
     /// To [`Request::Raw`].
     Raw(Arc<RawValue>),

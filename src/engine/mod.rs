@@ -280,7 +280,7 @@ impl World {
 
     /// What can be planned, and run where writing is allowed.
     fn registry(&self) -> Registry {
-        registry(jobs::gc::Gc::new(self.tolerances, self.keeper.clone()))
+        registry(self.tolerances, &self.keeper)
     }
 
     /// The one holder of the writers (law 2). `None` when this attach may not write.
@@ -328,13 +328,19 @@ impl World {
     }
 }
 
-/// Every kind of job: what can be planned, and run where writing is allowed.
+/// Every kind of job: what can be planned, and run where writing is allowed. With the cluster's own tolerances; all that delete ask the
+/// same `keeper` what snapshots refer to.
 #[must_use]
-pub fn registry(gc: jobs::gc::Gc) -> Registry {
+pub fn registry(tolerances: Tolerances, keeper: &Keeper) -> Registry {
+    let orphans = jobs::orphans::Orphans::new(tolerances, keeper.clone());
+    let purge = jobs::quarantine_purge::QuarantinePurge::new(tolerances, keeper.clone());
     Registry::default()
         .with(jobs::restore::Restore::default())
         .with(jobs::export::Export::default())
-        .with(gc)
+        .with(jobs::gc::Gc::new(tolerances, keeper.clone()))
+        .with(orphans)
+        .with(jobs::quarantine_restore::QuarantineRestore)
+        .with(purge)
         .with(jobs::snapshot_create::CreateSnapshot)
         .with(jobs::snapshot_drop::DropSnapshot)
         .with(jobs::snapshot_pin::PinSnapshot)

@@ -15,7 +15,8 @@ use super::format::keys::{Key, ParsedKey};
 use super::handle::{Conn, Envelope, RawValue, Reply, Request};
 use super::ids::{JobId, MetaKey, MetaRev};
 use super::jobs::planner::Planner;
-use super::jobs::runner::RunnerHandle;
+use super::jobs::quarantine;
+use super::jobs::runner::{Applied, RunnerHandle};
 use super::model::catalog::Catalog;
 use super::plan::journal::Order;
 use super::profile::Roots;
@@ -61,6 +62,7 @@ impl Server {
                         | Request::Cancel(_)
                         | Request::Retry(_)
                         | Request::Throttle(..)
+                        | Request::Pace(..)
                         | Request::Parallel(..)
                 );
                 let answer = tokio::select! {
@@ -90,6 +92,12 @@ impl Server {
                 let tree = super::snapshot_detail::verify(self, snapshot, deep).await?;
                 Ok(Reply::Tree(Arc::new(tree)))
             }
+            Request::Quarantine(job) => {
+                let objects = self.objects.read().ok_or_else(no_bucket)?;
+                let meta = self.meta.read();
+                let tree = quarantine::tree(&*meta, objects, &self.roots, job).await?;
+                Ok(Reply::Tree(Arc::new(tree)))
+            }
             Request::Doctor { deep } => self.doctor(deep).await,
             Request::Plan(intent) => {
                 let catalog = self.catalog.borrow().clone();
@@ -100,12 +108,15 @@ impl Server {
                 Ok(Reply::Planned(plan))
             }
             Request::Apply { hash, typed } => {
-                let job = self.runner()?.apply(&hash, &typed).await?;
-                Ok(Reply::Accepted(job))
+                Ok(match self.runner()?.carry_out(&hash, &typed).await? {
+                    Applied::Job(job) => Reply::Accepted(job),
+                    Applied::Settled(what) => Reply::Settled(what),
+                })
             }
             Request::Cancel(job) => self.order(job, Order::Cancel).await,
             Request::Retry(job) => self.order(job, Order::Retry).await,
             Request::Throttle(job, rate) => self.order(job, Order::Throttle { rate }).await,
+            Request::Pace(job, objects) => self.order(job, Order::Pace { objects }).await,
             Request::Parallel(job, copies) => self.order(job, Order::Parallel { copies }).await,
         }
     }
@@ -177,6 +188,14 @@ impl Server {
             decoded,
         })
     }
+}
+
+fn no_bucket() -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        "no bucket is attached: what was moved aside lies in it",
+    )
+    .fix("name the bucket too, e.g. --bucket s3://NAME/ROOT or --bucket file:///FOLDER")
 }
 
 fn decoded(explained: &Explained) -> Result<Value, String> {

@@ -110,8 +110,10 @@ pub struct Knobs {
     pub parallel: u32,
     /// Byte limit.
     pub limit: Option<u64>,
-    /// Both as the job showed them when they were turned first: once it shows others, those count.
-    pub seen: (u32, Option<u64>),
+    /// Limit of objects a second.
+    pub pace: Option<u64>,
+    /// All three as the job showed them when one was turned first: once it shows others, those count.
+    pub seen: (u32, Option<u64>, Option<u64>),
 }
 
 impl Knobs {
@@ -121,7 +123,8 @@ impl Knobs {
         Self {
             parallel: copies.parallel.max(1),
             limit: copies.limit,
-            seen: (copies.parallel, copies.limit),
+            pace: copies.pace,
+            seen: (copies.parallel, copies.limit, copies.pace),
         }
     }
 }
@@ -386,6 +389,9 @@ impl App {
                     page.asked_at = rev;
                 }
             }
+            Place::Detail(_, RowId::Quarantine(job)) => {
+                self.ask_tree_once(Request::Quarantine(job), out);
+            }
             Place::Doctor => self.ask_tree_once(Request::Doctor { deep: false }, out),
             Place::Overview => {
                 if self.summary.is_none() || self.rows_old {
@@ -489,7 +495,7 @@ pub fn update(app: &mut App, msg: Msg, now: UnixMs) -> Vec<Effect> {
             app.jobs = jobs;
             app.rows_old |= matches!(
                 app.history.page().place,
-                Place::List(Kind::Jobs, _) | Place::Overview
+                Place::List(Kind::Jobs | Kind::Tickets | Kind::Quarantine, _) | Place::Overview
             );
             app.dirty = true;
         }
@@ -558,6 +564,10 @@ fn answered(app: &mut App, id: u64, reply: Result<Reply>, now: UnixMs) {
                 Place::Detail(Kind::Jobs, RowId::Job(job)),
                 vec![cells::spec(Kind::Jobs).title.to_owned(), job.to_string()],
             );
+        }
+        (Asked::Apply, Ok(Reply::Settled(what))) => {
+            app.overlay = None;
+            app.toast(what, false, now);
         }
         (Asked::Apply, Err(error)) => {
             // The plan stays on screen with the reason: the person may want to compare.

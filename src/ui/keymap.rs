@@ -1,159 +1,18 @@
 //! The one action table. Keys, help, footer and palette are derived from it; a test finds duplicates and gaps.
 
+mod action;
 mod key;
+mod place;
 
 use crossterm::event::KeyCode;
 
+pub use action::Action;
 pub use key::Key;
 use key::{ch, code, ctrl};
+pub use place::{Context, Group};
 
 use crate::engine::model::resource::Kind;
 use crate::engine::plan::Danger;
-
-/// What a person can ask for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Action {
-    /// Leave.
-    Quit,
-    /// Stop until the shell continues us.
-    Suspend,
-    /// Paint everything again.
-    Redraw,
-    /// Show the keys.
-    Help,
-    /// Type where to go or what to do.
-    Palette,
-    /// Up one level.
-    Back,
-    /// Older page.
-    Older,
-    /// Newer page.
-    Newer,
-    /// The overview.
-    Overview,
-    /// The list of a kind.
-    Go(Kind),
-    /// Line up.
-    Up,
-    /// Line down.
-    Down,
-    /// Page up.
-    PageUp,
-    /// Page down.
-    PageDown,
-    /// First line.
-    Top,
-    /// Last line.
-    Bottom,
-    /// Columns to the left.
-    Left,
-    /// Columns to the right.
-    Right,
-    /// Open what is selected.
-    Open,
-    /// Straight to fields, values and related things.
-    Describe,
-    /// Type a filter.
-    Filter,
-    /// Only rows that are not well.
-    Faults,
-    /// Next sort column.
-    Sort,
-    /// Reverse the order.
-    Reverse,
-    /// Mark or unmark.
-    Mark,
-    /// Forget the marks.
-    Unmark,
-    /// Next section of a detail view.
-    NextSection,
-    /// Previous section.
-    PrevSection,
-    /// Copy the name, id or value.
-    Copy,
-    /// Copy the view as Markdown.
-    CopyView,
-    /// Plan a snapshot.
-    CreateSnapshot,
-    /// Plan a restore.
-    Restore,
-    /// Plan an export.
-    Export,
-    /// Plan a drop.
-    Drop,
-    /// Plan a pin.
-    Pin,
-    /// Plan to take pins off.
-    Unpin,
-    /// Plan a look whether a snapshot is whole.
-    Verify,
-    /// Plan a garbage collection pass.
-    Gc,
-    /// Plan the end of a job.
-    CancelJob,
-    /// Try again what failed, of a job that is stuck.
-    Retry,
-    /// More copies at once.
-    Faster,
-    /// Fewer copies at once.
-    Slower,
-    /// Raise the byte limit.
-    Loosen,
-    /// Set or lower the byte limit.
-    Tighten,
-    /// Check the health of everything.
-    Doctor,
-    /// Build the demo.
-    Demo,
-}
-
-/// Where an action makes sense.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Context {
-    /// The overview.
-    Overview,
-    /// A list.
-    List,
-    /// A detail view.
-    Detail,
-}
-
-impl Context {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Overview, Self::List, Self::Detail];
-}
-
-/// A group of the help page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Group {
-    /// Where to.
-    Go,
-    /// Around a page.
-    Move,
-    /// Looking.
-    Look,
-    /// Changing the cluster, always through a plan.
-    Act,
-    /// The console itself.
-    Console,
-}
-
-impl Group {
-    /// In the order of the help page.
-    pub const ALL: [Self; 5] = [Self::Look, Self::Act, Self::Go, Self::Move, Self::Console];
-
-    /// Its heading.
-    #[must_use]
-    pub const fn title(self) -> &'static str {
-        match self {
-            Self::Go => "Go",
-            Self::Move => "Move",
-            Self::Look => "Look",
-            Self::Act => "Act (always plan first)",
-            Self::Console => "Console",
-        }
-    }
-}
 
 /// A line of the table.
 #[derive(Clone, Copy, Debug)]
@@ -385,7 +244,7 @@ pub const ACTIONS: &[Entry] = &[
     act(
         Action::Tighten,
         "tighten",
-        "Set or halve the job's byte limit",
+        "Set or halve the job's limit of bytes or objects",
         &[ch('<')],
         ROWS,
         Danger::Low,
@@ -394,7 +253,7 @@ pub const ACTIONS: &[Entry] = &[
     act(
         Action::Loosen,
         "loosen",
-        "Double or lift the job's byte limit",
+        "Double or lift the job's limit",
         &[ch('>')],
         ROWS,
         Danger::Low,
@@ -408,6 +267,51 @@ pub const ACTIONS: &[Entry] = &[
         ANY,
         Danger::High,
         "gc",
+    ),
+    act(
+        Action::Orphans,
+        "orphans-plan",
+        "Plan a scan for objects that nobody owns, and move them aside",
+        &[ch('o')],
+        ANY,
+        Danger::Medium,
+        "",
+    ),
+    act(
+        Action::PauseGc,
+        "gc-pause",
+        "Pause garbage collection, with a reason and an end",
+        &[ch('z')],
+        ANY,
+        Danger::Low,
+        "",
+    ),
+    act(
+        Action::ResumeGc,
+        "gc-resume",
+        "End a pause of garbage collection",
+        &[ch('Z')],
+        ANY,
+        Danger::Medium,
+        "",
+    ),
+    act(
+        Action::PutBack,
+        "quarantine-restore",
+        "Put back what a job moved aside",
+        &[ch('B')],
+        ROWS,
+        Danger::Low,
+        "",
+    ),
+    act(
+        Action::Purge,
+        "quarantine-purge",
+        "Delete for good what was moved aside long enough ago",
+        &[ch('X')],
+        ANY,
+        Danger::High,
+        "",
     ),
     look(
         Action::Filter,
@@ -599,6 +503,13 @@ pub const ACTIONS: &[Entry] = &[
     go(Kind::Keys, "keys", "Raw keys", &[ch('9')]),
     go(Kind::Databases, "databases", "Databases", &[ch('0')]),
     go(Kind::Partitions, "partitions", "Partitions", &[]),
+    go(
+        Kind::Tickets,
+        "tickets",
+        "Pauses of garbage collection",
+        &[],
+    ),
+    go(Kind::Quarantine, "quarantine", "What was moved aside", &[]),
     go(Kind::Tasks, "tasks", "Tasks of the coordinators", &[]),
     go(
         Kind::SegmentIndexes,

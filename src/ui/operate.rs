@@ -2,7 +2,7 @@
 
 use crate::engine::handle::Request;
 use crate::engine::ids::{CollectionId, JobId, SnapshotId, UnixMs};
-use crate::engine::model::jobs::{Copies, JobInfo, JobState};
+use crate::engine::model::jobs::{Copies, JobInfo, JobKind, JobState};
 use crate::engine::model::resource::{Kind, RowId};
 use crate::engine::plan::Intent;
 
@@ -27,6 +27,13 @@ fn collection(app: &App) -> Option<CollectionId> {
 fn snapshot(app: &App) -> Option<SnapshotId> {
     match app.target() {
         Some(RowId::Snapshot(id)) => Some(id),
+        _ => None,
+    }
+}
+
+fn aside(app: &App) -> Option<JobId> {
+    match app.target() {
+        Some(RowId::Quarantine(id)) => Some(id),
         _ => None,
     }
 }
@@ -87,6 +94,12 @@ pub fn why_disabled(app: &App, action: Action) -> Option<String> {
             }
             Some(_) => None,
         },
+        Action::ResumeGc => needs(!app.jobs.tickets.is_empty(), "no ticket pauses anything"),
+        Action::PutBack => needs(
+            aside(app).is_some(),
+            "select a line of the quarantine first",
+        ),
+        Action::Purge => needs(!app.jobs.quarantine.is_empty(), "nothing was moved aside"),
         Action::Demo => needs(
             is_empty_store(app),
             "only an empty embedded store can become the demo",
@@ -164,10 +177,37 @@ pub fn act(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
                 Intent::Gc {
                     collection: scope,
                     rules,
+                    quarantine: false,
                 },
                 out,
             );
         }
+        Action::Orphans => {
+            let intent = Intent::Orphans {
+                collection: collection(app),
+                prefixes: std::collections::BTreeSet::new(),
+                delete: false,
+            };
+            plan(app, intent, out);
+        }
+        Action::PauseGc => {
+            let scope = collection(app).map(|id| (id, app.name_of(&RowId::Collection(id), now)));
+            app.overlay = Some(Overlay::Form(Box::new(Form::pause(scope))));
+        }
+        Action::ResumeGc => {
+            // The line under the cursor, or the only one there is.
+            let ticket = match app.target() {
+                Some(RowId::Ticket(id)) => Some(id),
+                _ => None,
+            };
+            plan(app, Intent::ResumeGc { ticket }, out);
+        }
+        Action::PutBack => {
+            if let Some(job) = aside(app) {
+                app.overlay = Some(Overlay::Form(Box::new(Form::put_back(job))));
+            }
+        }
+        Action::Purge => app.overlay = Some(Overlay::Form(Box::new(Form::purge()))),
         Action::Demo => plan(app, Intent::Demo, out),
         Action::CancelJob => {
             let Some(id) = job(app).map(|j| j.id) else {
@@ -186,8 +226,9 @@ pub fn act(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
             let Some(job) = job(app) else {
                 return;
             };
-            let (id, rate, copies) = (job.id, job.progress.rate, job.copies.clone());
-            turn(app, action, id, rate, &copies, out);
+            let (id, kind, rate, copies) =
+                (job.id, job.kind, job.progress.rate, job.copies.clone());
+            turn(app, action, (id, kind), rate, &copies, out);
         }
         _ => {}
     }
@@ -204,13 +245,19 @@ fn plan(app: &mut App, intent: Intent, out: &mut Vec<Effect>) {
 fn turn(
     app: &mut App,
     action: Action,
-    id: JobId,
+    (id, kind): (JobId, JobKind),
     rate: f64,
     copies: &Copies,
     out: &mut Vec<Effect>,
 ) {
+    // What a delete costs a store is requests, not bytes.
+    const FIRST: u64 = 128;
+    let by_objects = matches!(
+        kind,
+        JobKind::Gc | JobKind::Orphans | JobKind::QuarantinePurge
+    );
     let knobs = app.knobs.entry(id).or_insert(Knobs::of(copies));
-    if knobs.seen != (copies.parallel, copies.limit) {
+    if knobs.seen != (copies.parallel, copies.limit, copies.pace) {
         *knobs = Knobs::of(copies);
     }
     let (request, words) = match action {
@@ -226,6 +273,19 @@ fn turn(
                 Request::Parallel(id, next),
                 format!("job {id}: {next} copies at once"),
             )
+        }
+        _ if by_objects => {
+            let next = match (action, knobs.pace) {
+                (Action::Tighten, now) => Some((now.unwrap_or(FIRST * 2) / 2).max(1)),
+                (_, None) => None,
+                (_, Some(now)) => now.checked_mul(2).filter(|n| *n <= 1 << 16),
+            };
+            knobs.pace = next;
+            let words = next.map_or_else(
+                || format!("job {id}: no limit of objects"),
+                |n| format!("job {id}: at most {n} objects a second"),
+            );
+            (Request::Pace(id, next), words)
         }
         _ => {
             let base = knobs.limit.unwrap_or(rate.max(0.0) as u64).max(1 << 20);

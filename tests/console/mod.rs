@@ -103,6 +103,7 @@ pub fn jobs() -> Arc<JobsView> {
         copies: Copies {
             parallel: 16,
             limit: None,
+            pace: None,
             running: vec![Copying {
                 object: "files/insert_log/450000000000000200/450000000000000201/450000000000000202/101/450000000000000007".to_owned(),
                 bytes: 1_048_576,
@@ -148,6 +149,7 @@ pub fn jobs() -> Arc<JobsView> {
     Arc::new(JobsView {
         known: true,
         jobs: vec![Arc::new(running), Arc::new(failed)],
+        ..JobsView::default()
     })
 }
 

@@ -309,6 +309,7 @@ pub fn pass() -> Intent {
     Intent::Gc {
         collection: None,
         rules: BTreeSet::new(),
+        quarantine: false,
     }
 }
 

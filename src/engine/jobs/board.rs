@@ -11,6 +11,8 @@ use super::cx::Dials;
 use crate::engine::clock::Clock;
 use crate::engine::ids::{JobId, MetaKey, UnixMs};
 use crate::engine::model::jobs::{JobState, JobsView};
+use crate::engine::model::quarantine::Quarantine;
+use crate::engine::model::tickets::Ticket;
 use crate::engine::plan::Intent;
 use crate::engine::plan::journal::{JobRecord, Live, Order, Past};
 
@@ -31,6 +33,7 @@ impl Running {
         match order {
             Order::Cancel => self.cancel.cancel(),
             Order::Throttle { rate } => self.dials.set_throttle(rate),
+            Order::Pace { objects } => self.dials.set_pace(objects),
             Order::Parallel { copies } => self.dials.set_parallel(copies),
             Order::Retry => {}
         }
@@ -49,6 +52,8 @@ struct Entries {
     live: BTreeMap<JobId, Live>,
     /// Jobs whose record is gone.
     past: BTreeMap<JobId, Past>,
+    tickets: BTreeMap<String, Arc<Ticket>>,
+    quarantine: BTreeMap<JobId, Arc<Quarantine>>,
     known: bool,
 }
 
@@ -98,6 +103,35 @@ impl Board {
             drop(entries);
             self.changed.notify_one();
         }
+    }
+
+    /// Forgets pauses and quarantines: they are read anew.
+    pub fn forget_others(&self) {
+        let mut entries = self.lock();
+        entries.tickets.clear();
+        entries.quarantine.clear();
+    }
+
+    /// A pause as it stands; `None` = it is gone.
+    pub fn ticket(&self, id: String, ticket: Option<Ticket>) {
+        let mut entries = self.lock();
+        match ticket {
+            Some(ticket) => entries.tickets.insert(id, Arc::new(ticket)),
+            None => entries.tickets.remove(&id),
+        };
+        drop(entries);
+        self.changed.notify_one();
+    }
+
+    /// What a job moved aside, as its record stands; `None` = it is gone.
+    pub fn quarantine(&self, job: JobId, record: Option<Quarantine>) {
+        let mut entries = self.lock();
+        match record {
+            Some(record) => entries.quarantine.insert(job, Arc::new(record)),
+            None => entries.quarantine.remove(&job),
+        };
+        drop(entries);
+        self.changed.notify_one();
     }
 
     pub fn forget(&self, job: JobId) {
@@ -240,6 +274,8 @@ impl Board {
         jobs.sort_unstable_by_key(|j| std::cmp::Reverse(j.id));
         JobsView {
             jobs,
+            tickets: entries.tickets.values().cloned().collect(),
+            quarantine: entries.quarantine.values().rev().cloned().collect(),
             known: entries.known,
         }
     }

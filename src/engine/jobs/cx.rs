@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::filebook::FileBook;
 use super::meter::ProgressMeter;
+use super::pace::Pace;
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, ObjectKey};
@@ -55,6 +56,9 @@ pub struct Dials {
     asked: AtomicBool,
     /// Bytes a second; 0 = no limit.
     throttle: AtomicU64,
+    /// Deletes and moves a second; 0 = no limit.
+    pace: AtomicU64,
+    paced: Pace,
     /// Told of every movement.
     pub changed: Arc<Notify>,
     clock: Arc<dyn Clock>,
@@ -78,6 +82,8 @@ impl Dials {
             parallel: AtomicU32::new(PARALLEL),
             asked: AtomicBool::new(false),
             throttle: AtomicU64::new(0),
+            pace: AtomicU64::new(0),
+            paced: Pace::default(),
             changed,
         }
     }
@@ -133,6 +139,7 @@ impl Dials {
         Copies {
             parallel: self.parallel(),
             limit: self.throttle(),
+            pace: self.pace(),
             ..self.files.read()
         }
     }
@@ -158,6 +165,17 @@ impl Dials {
     /// Bytes a second.
     pub fn set_throttle(&self, rate: Option<u64>) {
         self.throttle.store(rate.unwrap_or(0), Ordering::Relaxed);
+        self.changed.notify_one();
+    }
+
+    /// Deletes and moves a second.
+    pub fn pace(&self) -> Option<u64> {
+        Some(self.pace.load(Ordering::Relaxed)).filter(|r| *r > 0)
+    }
+
+    /// Deletes and moves a second.
+    pub fn set_pace(&self, rate: Option<u64>) {
+        self.pace.store(rate.unwrap_or(0), Ordering::Relaxed);
         self.changed.notify_one();
     }
 }
@@ -356,6 +374,20 @@ impl JobCx {
     /// Bytes a second; may change while copies run.
     pub fn throttle(&self) -> Option<u64> {
         self.dials.throttle()
+    }
+
+    /// Waits until one more object of so many bytes may be deleted or moved. The rates may change meanwhile; `Cancelled` once the job
+    /// has been asked to stop.
+    pub async fn paced(&self, bytes: u64) -> Result<()> {
+        let dials = &self.dials;
+        loop {
+            self.check_cancel()?;
+            let now = self.clock.mono();
+            match dials.paced.take(now, dials.pace(), dials.throttle(), bytes) {
+                None => return Ok(()),
+                Some(wait) => self.clock.sleep(wait).await,
+            }
+        }
     }
 
     /// `Cancelled` once the job has been asked to stop.

@@ -309,6 +309,7 @@ impl Driver {
         self.record.progress = self.running.dials.meter.read();
         self.record.notes = self.running.dials.notes();
         self.record.rate = self.running.dials.throttle();
+        self.record.pace = self.running.dials.pace();
         self.record.parallel = self.running.dials.asked_parallel();
         self.record.copies = self.running.dials.copies();
         if let Some((step, done, all)) = self.kind.describe(&self.record.machine) {

@@ -129,6 +129,7 @@ impl FileBook {
         Copies {
             parallel: 0,
             limit: None,
+            pace: None,
             running,
             slowest: files.slowest.clone(),
             failed: files.failed.iter().take(NAMED).cloned().collect(),

@@ -20,12 +20,15 @@ use super::identity::own_bucket;
 use super::references::Keeper;
 use super::restore::reads;
 use super::restore_source::Reads;
-use super::{Job, Lock, Next, PlanCx};
+use super::tickets::{self, Leave};
+use super::{Job, Lock, Next, PlanCx, quarantine};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{CollectionId, UnixMs};
 use crate::engine::model::gc::{Rule, is_fresh};
 use crate::engine::model::holds::Tolerances;
 use crate::engine::model::jobs::JobKind;
+use crate::engine::model::quarantine::Yard;
+use crate::engine::plan::journal::Keys;
 use crate::engine::plan::{Intent, Plan};
 
 /// Items worked on between two journal entries.
@@ -40,6 +43,9 @@ pub struct State {
     pub collection: Option<CollectionId>,
     /// Names of rules; all when empty.
     pub rules: Vec<String>,
+    /// Objects are moved aside, not deleted.
+    #[serde(default)]
+    pub quarantine: bool,
     /// Fixed in the first step; 0 before.
     pub cutoff: UnixMs,
     /// Those of the process that began it.
@@ -145,6 +151,7 @@ impl Gc {
         let filter = Filter::of(&Intent::Gc {
             collection: state.collection,
             rules: state.rules.iter().cloned().collect(),
+            quarantine: state.quarantine,
         })?;
         let reads = reads(cx);
         let wants = Wants {
@@ -165,8 +172,12 @@ impl Gc {
         };
         if !made_sure {
             if let Some(why) = own_bucket(&reads, &scan).await?.failed {
-                return Err(Error::new(ErrorKind::Conflict, why)
-                    .fix("name the cluster's own bucket and root, then plan again"));
+                let yard = Yard::of(cx.objects.root());
+                // Of a pass that was cut short the last objects may all lie aside: then its own index tells.
+                if !state.quarantine || !quarantine::has_index(cx, &yard).await? {
+                    return Err(Error::new(ErrorKind::Conflict, why)
+                        .fix("name the cluster's own bucket and root, then plan again"));
+                }
             }
             let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
             own.insert(job);
@@ -190,6 +201,19 @@ impl Gc {
             cx.check_cancel()?;
             if worked >= BATCH {
                 return Ok(Next::Step(state));
+            }
+            match tickets::leave(cx, state.collection, item.collection(&pass.scan)).await? {
+                Leave::Go => {}
+                Leave::Not(ticket) => {
+                    cx.note(format!("kept: {ticket}"));
+                    state.after = Some(item.clone());
+                    continue;
+                }
+                Leave::Waited => {
+                    // What was read before the pause is as old as the pause.
+                    self.keep(cx.job.0, None);
+                    return Ok(Next::Step(state));
+                }
             }
             match collect(cx, &pass.scan, &pass.filter, item).await? {
                 Fate::Kept => {}
@@ -258,9 +282,13 @@ impl Job for Gc {
             objects: &cx.objects,
             roots: &cx.roots,
         };
-        let filter = Filter::of(intent)?;
+        let mut filter = Filter::of(intent)?;
+        let cutoff = cx.clock.now();
+        let keys = Keys::new(&cx.roots);
+        let (paused, tickets) = tickets::check(&*cx.meta, &keys, filter.collection, cutoff).await?;
+        filter.tickets = tickets;
         let wants = Wants {
-            cutoff: cx.clock.now(),
+            cutoff,
             tolerances: self.tolerances,
             me: None,
             need: if filter.wants(Rule::Orphan) {
@@ -273,6 +301,7 @@ impl Job for Gc {
         let simulated = simulate(&reads, &found, &filter, &*cx.clock).await?;
         let mut plan = plan(&reads, intent, &found, &simulated);
         plan.checks.push(own_bucket(&reads, &found).await?);
+        plan.checks.push(paused);
         Ok(plan)
     }
 
@@ -283,9 +312,14 @@ impl Job for Gc {
     fn begin(&self, plan: &Plan) -> Result<State> {
         Filter::of(&plan.intent)?;
         match &plan.intent {
-            Intent::Gc { collection, rules } => Ok(State {
+            Intent::Gc {
+                collection,
+                rules,
+                quarantine,
+            } => Ok(State {
                 collection: *collection,
                 rules: rules.iter().cloned().collect(),
+                quarantine: *quarantine,
                 ..State::default()
             }),
             _ => Err(Error::new(ErrorKind::Internal, "not a garbage collection")),
@@ -298,12 +332,18 @@ impl Job for Gc {
 
     async fn step(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
         if state.swept {
+            if state.quarantine {
+                quarantine::close(cx, &Yard::of(cx.objects.root())).await?;
+            }
             return gc_verify::verify(cx, state).await;
         }
         if state.cutoff == UnixMs(0) {
             state.cutoff = cx.clock.now();
             state.tolerances = Some(self.tolerances);
             self.pass(cx, &state).await?;
+            if state.quarantine {
+                quarantine::open(cx, "garbage collection", state.collection).await?;
+            }
             return Ok(Next::Step(state));
         }
         if state.objects.is_none() {
@@ -324,6 +364,9 @@ impl Job for Gc {
     /// What is collected is gone, each item whole or not at all: there is nothing to take back.
     async fn undo(&self, cx: &JobCx, state: State, _: &Error) -> Result<Next<State>> {
         self.forget(cx.job.0);
+        if state.quarantine && state.cutoff != UnixMs(0) {
+            quarantine::close(cx, &Yard::of(cx.objects.root())).await?;
+        }
         cx.note("items collected so far stay collected; all others are untouched");
         Ok(Next::Undone(state))
     }

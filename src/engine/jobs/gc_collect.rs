@@ -8,6 +8,7 @@ use super::belongings::{Names, Seen, owned};
 use super::cx::JobCx;
 use super::gc_plan::{Filter, Item};
 use super::gc_scan::{Scan, pages};
+use super::quarantine;
 use super::restore::reads;
 use super::restore_source::hex;
 use super::snapshot_notes;
@@ -21,6 +22,7 @@ use crate::engine::ids::{
 };
 use crate::engine::meta::{Cond, Span, Write};
 use crate::engine::model::gc::{Rule, Verdict, is_fresh};
+use crate::engine::model::quarantine::Yard;
 use crate::engine::plan::execute::Change;
 
 /// An item's fate in this pass.
@@ -45,9 +47,9 @@ pub(super) async fn collect(
         return Ok(Fate::Kept);
     }
     match item {
-        Item::Segment(_) | Item::Build(_) => owner(cx, found, item, rule).await,
+        Item::Segment(_) | Item::Build(_) => owner(cx, found, filter, item, rule).await,
         Item::Index(collection, id) => definition(cx, found, item, (*collection, *id), rule).await,
-        Item::Snapshot(id) => snapshot(cx, found, item, *id, rule).await,
+        Item::Snapshot(id) => snapshot(cx, found, filter, item, *id, rule).await,
         Item::Checkpoint(channel) => {
             let Some(seen) = found.checkpoints.get(channel) else {
                 return Ok(Fate::Kept);
@@ -80,7 +82,7 @@ pub(super) async fn collect(
 }
 
 /// A segment or an index row with everything that it owns.
-async fn owner(cx: &JobCx, found: &Scan, item: &Item, rule: Rule) -> Result<Fate> {
+async fn owner(cx: &JobCx, found: &Scan, filter: &Filter, item: &Item, rule: Rule) -> Result<Fate> {
     let Some(collection) = item.collection(found) else {
         return Ok(Fate::Kept);
     };
@@ -128,7 +130,7 @@ async fn owner(cx: &JobCx, found: &Scan, item: &Item, rule: Rule) -> Result<Fate
         cx.note(format!("kept: {item}, because a snapshot refers to {key}"));
         return Ok(Fate::Kept);
     }
-    let gone = match remove(cx, item, &objects, began).await? {
+    let gone = match remove(cx, filter, rule, item, &objects, began).await? {
         Removed::All(gone) => gone,
         Removed::Failed => return Ok(Fate::Failed),
         Removed::TooOld => return Ok(Fate::Moved),
@@ -196,6 +198,7 @@ fn collection_keys(found: &Scan, collection: CollectionId) -> Vec<Key> {
 async fn snapshot(
     cx: &JobCx,
     found: &Scan,
+    filter: &Filter,
     item: &Item,
     id: SnapshotId,
     rule: Rule,
@@ -224,7 +227,7 @@ async fn snapshot(
         )
     });
     objects.push(json);
-    let gone = match remove(cx, item, &objects, began).await? {
+    let gone = match remove(cx, filter, rule, item, &objects, began).await? {
         Removed::All(gone) => gone,
         Removed::Failed => return Ok(Fate::Failed),
         Removed::TooOld => return Ok(Fate::Moved),
@@ -329,9 +332,28 @@ enum Removed {
 }
 
 /// Deletes objects that were looked up at `began`. Missing ones are fine.
-async fn remove(cx: &JobCx, item: &Item, objects: &[ObjectKey], began: UnixMs) -> Result<Removed> {
+async fn remove(
+    cx: &JobCx,
+    filter: &Filter,
+    rule: Rule,
+    item: &Item,
+    objects: &[ObjectKey],
+    began: UnixMs,
+) -> Result<Removed> {
+    if filter.quarantine {
+        let yard = Yard::of(cx.objects.root());
+        let name = item.to_string().replace(' ', "-");
+        return match quarantine::all_aside(cx, &yard, &name, rule.name(), objects).await? {
+            Ok(moved) => Ok(Removed::All(moved)),
+            Err(why) => {
+                cx.note(format!("kept: {item}, because {why}"));
+                Ok(Removed::Failed)
+            }
+        };
+    }
     let mut gone = 0;
     for key in objects {
+        cx.paced(0).await?;
         if !is_fresh(began, cx.clock.now()) {
             return Ok(Removed::TooOld);
         }

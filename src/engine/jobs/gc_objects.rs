@@ -10,12 +10,16 @@ use super::cx::JobCx;
 use super::gc::{Pass, State};
 use super::gc_collect::{all_hold, same_snapshots};
 use super::gc_scan::Scan;
-use crate::engine::error::{ErrorKind, Result};
+use super::quarantine::all_aside;
+use super::tickets::{self, Leave};
+use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
 use crate::engine::format::paths::{ObjPath, Owner};
 use crate::engine::ids::{ObjectKey, TaskId};
 use crate::engine::meta::Cond;
 use crate::engine::model::gc::{self, Rule, Verdict, is_fresh};
+use crate::engine::model::quarantine::Yard;
+use crate::engine::model::references::mark;
 
 /// Objects deleted, and objects listed, between two journal entries.
 const BATCH: (u64, u64) = (256, 100_000);
@@ -118,7 +122,31 @@ async fn one(
                 {
                     return Ok(Swept::Moved);
                 }
-                match cx.delete_object(&object.key).await {
+                let leave = tickets::leave(cx, pass.filter.collection, Some(collection)).await?;
+                match leave {
+                    Leave::Go => {}
+                    // What was read before the pause is as old as the pause.
+                    Leave::Waited => return Ok(Swept::Moved),
+                    Leave::Not(ticket) => {
+                        cx.note(format!("kept: {ticket}"));
+                        at.after = Some(object.key);
+                        continue;
+                    }
+                }
+                cx.paced(0).await?;
+                let gone_now = if pass.filter.quarantine {
+                    let yard = Yard::of(root);
+                    // One index file an object: superseded files are few.
+                    let name = format!("{}-{:016x}", rule.name(), mark(&object.key));
+                    let keys = [object.key.clone()];
+                    match all_aside(cx, &yard, &name, rule.name(), &keys).await? {
+                        Ok(moved) => Ok(moved > 0),
+                        Err(why) => Err(Error::new(ErrorKind::Conflict, why)),
+                    }
+                } else {
+                    cx.delete_object(&object.key).await
+                };
+                match gone_now {
                     Ok(there) => {
                         gone += 1;
                         state.count(rule, Some(collection), u64::from(there));

@@ -20,6 +20,7 @@ use crate::engine::model::gc::{self, Rule, Verdict};
 use crate::engine::model::holds::{Hold, Owner, Reason};
 use crate::engine::model::references::mark;
 use crate::engine::model::text::{age, bytes};
+use crate::engine::model::tickets::{self, Ticket};
 use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
 
 /// One thing that a rule looks at. Sorts in the order it is worked on.
@@ -83,12 +84,21 @@ pub struct Filter {
     pub collection: Option<CollectionId>,
     /// These rules only; all when empty.
     pub rules: BTreeSet<Rule>,
+    /// Objects are moved aside, not deleted.
+    pub quarantine: bool,
+    /// Pauses, for the plan: a pass looks before each item.
+    pub tickets: Vec<Ticket>,
 }
 
 impl Filter {
     /// Of an intent. A rule that does not exist is an error, not an empty pass.
     pub fn of(intent: &Intent) -> Result<Self> {
-        let Intent::Gc { collection, rules } = intent else {
+        let Intent::Gc {
+            collection,
+            rules,
+            quarantine,
+        } = intent
+        else {
             return Err(Error::new(ErrorKind::Internal, "not a garbage collection"));
         };
         let rules = rules
@@ -104,6 +114,8 @@ impl Filter {
         Ok(Self {
             collection: *collection,
             rules,
+            quarantine: *quarantine,
+            tickets: Vec::new(),
         })
     }
 
@@ -345,6 +357,13 @@ async fn records(
     for (item, verdict) in judged(scan, filter) {
         match verdict {
             Verdict::Keep(holds) => out.keep(|| item.to_string(), &holds, None),
+            Verdict::Collect { rule }
+                if filter.wants(rule)
+                    && let Some(ticket) =
+                        tickets::on(&filter.tickets, item.collection(scan), scan.world.now) =>
+            {
+                out.keep(|| item.to_string(), &[ticket.hold()], None);
+            }
             Verdict::Collect { rule } if filter.wants(rule) => {
                 match &item {
                     Item::Segment(id) => drop(segments.insert(*id)),
@@ -414,6 +433,13 @@ const SHOWN: usize = 500;
 
 /// The plan that an operator sees.
 pub fn plan(reads: &Reads<'_>, intent: &Intent, scan: &Scan, found: &Simulation) -> Plan {
+    let aside = matches!(
+        intent,
+        Intent::Gc {
+            quarantine: true,
+            ..
+        }
+    );
     let tolerances = scan.world.tolerances;
     let mut steps = vec![
         format!(
@@ -428,7 +454,9 @@ pub fn plan(reads: &Reads<'_>, intent: &Intent, scan: &Scan, found: &Simulation)
         ),
     ];
     for (rule, tally) in &found.by_rule {
-        let verb = if rule.deletes() {
+        let verb = if rule.deletes() && aside {
+            "move aside"
+        } else if rule.deletes() {
             "delete"
         } else {
             "report, not delete,"
@@ -499,11 +527,18 @@ pub fn plan(reads: &Reads<'_>, intent: &Intent, scan: &Scan, found: &Simulation)
         objects: ObjectChange {
             deletes,
             delete_bytes,
+            copies: if aside { deletes } else { 0 },
+            copy_bytes: if aside { delete_bytes } else { 0 },
             samples: found.samples.clone(),
             ..ObjectChange::default()
         },
         warnings,
-        undo: "none: deleted objects are gone".into(),
+        undo: if aside {
+            "falconer quarantine restore JOB brings the objects back; the records that go with them are kept as the job's pre-images"
+                .into()
+        } else {
+            "none: deleted objects are gone".into()
+        },
         danger: Danger::High,
         type_to_confirm: Some("collect".into()),
         based_on: scan.rev,

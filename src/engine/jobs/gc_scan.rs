@@ -215,6 +215,17 @@ async fn once(reads: &Reads<'_>, keeper: &Keeper, now: UnixMs, wants: &Wants) ->
     Ok(scan)
 }
 
+/// Only the running work, as of now, and what of it cannot be read.
+pub(super) async fn work(
+    reads: &Reads<'_>,
+    me: Option<JobId>,
+) -> Result<(Vec<crate::engine::model::facts::Work>, Option<String>)> {
+    let mut out = Reading::default();
+    gc_work::foreign(reads, &mut out).await?;
+    gc_work::ours(reads, &mut out, me).await?;
+    Ok((out.facts.work, out.facts.unreadable_any))
+}
+
 pub(super) fn parse(reads: &Reads<'_>, kv: &KeyValue) -> Option<Key> {
     Key::parse(reads.roots, &kv.key.0).known()
 }

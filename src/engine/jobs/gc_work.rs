@@ -153,7 +153,7 @@ pub(super) async fn ours(reads: &Reads<'_>, out: &mut Reading, me: Option<JobId>
             Ok(job) => {
                 if job.state.ended()
                     || Some(job.id) == me
-                    || matches!(job.intent, Intent::Gc { .. })
+                    || matches!(job.intent, Intent::Gc { .. } | Intent::Orphans { .. })
                 {
                     continue;
                 }

@@ -24,9 +24,16 @@ mod gc_work;
 pub mod identity;
 mod locks;
 pub mod meter;
+pub mod orphans;
+mod orphans_plan;
+pub mod orphans_scan;
+mod pace;
 pub mod pins;
 pub mod planner;
 pub mod presence;
+pub mod quarantine;
+pub mod quarantine_purge;
+pub mod quarantine_restore;
 pub mod references;
 pub mod registry;
 pub mod restore;
@@ -58,6 +65,7 @@ pub mod snapshot_unpin;
 pub mod snapshot_verify;
 pub mod source;
 pub mod standing;
+pub mod tickets;
 pub mod verify;
 
 use std::sync::Arc;
@@ -147,7 +155,7 @@ pub trait Job: Send + Sync {
     async fn plan(&self, cx: &PlanCx, intent: &Intent) -> Result<Plan>;
 
     /// What the job excludes others from. Names used so far: `collection:{id}`, `snapshot:{id}`, `snapshot-name:{collection
-    /// id}:{name}`, `target:{database}:{collection}`, `gc`.
+    /// id}:{name}`, `target:{database}:{collection}`, `gc`, `quarantine`.
     fn locks(&self, plan: &Plan) -> Vec<Lock>;
 
     /// The state before the first step, journaled with the job's record before anything else is written. No I/O here.

@@ -63,9 +63,9 @@ impl Planner {
         let Some(kind) = kind_of(intent) else {
             return Err(Error::new(
                 ErrorKind::Unsupported,
-                "only the process that may write can stop a job",
+                "only a process that may write can do that",
             )
-            .fix("ask the one that runs it"));
+            .fix("attach with the right to write: --write"));
         };
         let Some(objects) = self.objects.clone() else {
             return Err(Error::new(

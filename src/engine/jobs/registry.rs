@@ -123,7 +123,10 @@ pub const fn kind_of(intent: &Intent) -> Option<JobKind> {
         Intent::Restore { .. } | Intent::RestoreBundle { .. } => Some(JobKind::Restore),
         Intent::Export { .. } => Some(JobKind::Export),
         Intent::Gc { .. } => Some(JobKind::Gc),
+        Intent::Orphans { .. } => Some(JobKind::Orphans),
+        Intent::QuarantineRestore { .. } => Some(JobKind::QuarantineRestore),
+        Intent::QuarantinePurge { .. } => Some(JobKind::QuarantinePurge),
         Intent::Demo => Some(JobKind::Demo),
-        Intent::CancelJob { .. } => None,
+        Intent::CancelJob { .. } | Intent::PauseGc { .. } | Intent::ResumeGc { .. } => None,
     }
 }

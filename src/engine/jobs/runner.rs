@@ -3,6 +3,7 @@
 mod children;
 mod journal;
 mod keep;
+mod pauses;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -56,6 +57,15 @@ struct Inner {
     /// There may be a job to take up: the root was given back, or the journal read.
     freed: Notify,
     stop: CancellationToken,
+}
+
+/// What became of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// A job that runs.
+    Job(JobId),
+    /// It is done already, and came to this.
+    Settled(String),
 }
 
 /// A running runner. Cheap to clone; [`stop`](Self::stop) ends it.
@@ -116,7 +126,10 @@ impl RunnerHandle {
         let inner = &self.inner;
         let plan = match kind_of(&intent) {
             Some(_) => inner.planner.plan(&intent, catalog).await?,
-            None => inner.planner.fenced(inner.plan_cancel(&intent)?).await?,
+            None if matches!(intent, Intent::CancelJob { .. }) => {
+                inner.planner.fenced(inner.plan_cancel(&intent)?).await?
+            }
+            None => inner.plan_ticket(&intent).await?,
         };
         let plan = Arc::new(plan.sealed()?);
         let mut plans = inner.plans.lock().await;
@@ -128,8 +141,19 @@ impl RunnerHandle {
         Ok(plan)
     }
 
-    /// Applies the plan with this hash, once. `typed` is what the operator typed to confirm.
+    /// As [`carry_out`](Self::carry_out), for what becomes a job.
     pub async fn apply(&self, hash: &str, typed: &str) -> Result<JobId> {
+        match self.carry_out(hash, typed).await? {
+            Applied::Job(job) => Ok(job),
+            Applied::Settled(what) => Err(Error::new(
+                ErrorKind::Internal,
+                format!("no job was begun: {what}"),
+            )),
+        }
+    }
+
+    /// Applies the plan with this hash, once. `typed` is what the operator typed to confirm.
+    pub async fn carry_out(&self, hash: &str, typed: &str) -> Result<Applied> {
         let inner = &self.inner;
         let plan = {
             let plans = inner.plans.lock().await;
@@ -159,14 +183,18 @@ impl RunnerHandle {
             return Err(Error::new(ErrorKind::Invalid, "not confirmed")
                 .fix(format!("type {want:?} exactly")));
         }
-        let job = if let Intent::CancelJob { job } = plan.intent {
-            self.order(job, Order::Cancel).await?;
-            job
-        } else {
-            inner.clone().begin(&plan, None).await?
+        let applied = match &plan.intent {
+            Intent::CancelJob { job } => {
+                self.order(*job, Order::Cancel).await?;
+                Applied::Job(*job)
+            }
+            Intent::PauseGc { .. } | Intent::ResumeGc { .. } => {
+                Applied::Settled(inner.settle_ticket(&plan).await?)
+            }
+            _ => Applied::Job(inner.clone().begin(&plan, None).await?),
         };
         inner.plans.lock().await.retain(|p| p.hash != hash);
-        Ok(job)
+        Ok(applied)
     }
 
     /// Asks something of a job, wherever it is run: here, by another process, or by nobody because it waits for the operator.
@@ -220,12 +248,6 @@ impl RunnerHandle {
     /// Bytes a second for a job's copies; `None` = no limit.
     pub fn throttle(&self, job: JobId, rate: Option<u64>) -> Result<()> {
         self.inner.running(job)?.dials.set_throttle(rate);
-        Ok(())
-    }
-
-    /// Copies at once.
-    pub fn parallel(&self, job: JobId, n: u32) -> Result<()> {
-        self.inner.running(job)?.dials.set_parallel(n);
         Ok(())
     }
 
@@ -321,6 +343,7 @@ impl Inner {
                 record.copies.failing = 0;
             }
             Order::Throttle { rate } => record.rate = rate,
+            Order::Pace { objects } => record.pace = objects,
             Order::Parallel { copies } => record.parallel = Some(copies.clamp(1, 256)),
         }
         record.moved = executor.clock().now();
@@ -450,6 +473,7 @@ impl Inner {
             notes: Vec::new(),
             recovered: None,
             rate,
+            pace: None,
             parallel: None,
             copies: Copies::default(),
             until: None,
@@ -517,6 +541,7 @@ impl Inner {
         }
         // Before anybody can turn it: an order given right after `apply` must not be lost to the driver's start.
         running.dials.set_throttle(record.rate);
+        running.dials.set_pace(record.pace);
         if let Some(copies) = record.parallel {
             running.dials.set_parallel(copies);
         }

@@ -565,7 +565,7 @@ pub fn keys(view: &View<'_>, id: &RowId) -> Vec<MetaKey> {
         RowRef::Config(r) => out.push(r.key.clone()),
         RowRef::Undecodable(r) => out.push(r.key.clone()),
         RowRef::Key(key, _) => out.push(key.clone()),
-        RowRef::Job(_) => {}
+        RowRef::Job(_) | RowRef::Ticket(_) | RowRef::Quarantine(_) => {}
     }
     for (family, ids) in trees {
         let prefix = family.under(roots, &ids);

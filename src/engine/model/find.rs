@@ -138,6 +138,8 @@ fn path(view: &View<'_>, row: RowRef<'_>) -> String {
         | RowRef::Channel(_)
         | RowRef::SegmentIndex(_)
         | RowRef::Session(_)
+        | RowRef::Ticket(_)
+        | RowRef::Quarantine(_)
         | RowRef::Replica(_)
         | RowRef::Undecodable(_)
         | RowRef::Key(..) => row.id().text(),

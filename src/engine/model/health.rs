@@ -6,6 +6,7 @@ use crate::engine::ids::{CollectionId, UnixMs};
 
 use super::data::{Channel, Snapshot};
 use super::jobs::JobState;
+use super::quarantine::KEEP_DAYS;
 use super::resource::{Cell, RowId, Tone};
 use super::rows::View;
 
@@ -72,6 +73,8 @@ rules! {
     SegmentsDropped "segments-dropped" "Dropped segments wait for collection and hold bytes";
     LogsWithoutSegment "logs-without-segment" "Log keys without their segment's key";
     AliasDangling "alias-dangling" "An alias of a collection that is gone";
+    GcPaused "gc-paused" "Garbage collection is paused by a ticket of ours";
+    QuarantineDue "quarantine-due" "What was moved aside more than a week ago still fills the bucket";
     JobFailed "job-failed" "One of our jobs has failed";
     JobStuck "job-stuck" "One of our jobs has not moved for a while";
 }
@@ -168,6 +171,7 @@ pub fn faults(view: &View<'_>) -> Vec<Fault> {
     references(view, &mut out);
     tasks(view, &mut out);
     jobs(view, &mut out);
+    pauses(view, &mut out);
     let c = view.catalog;
     for row in c.undecodable.values() {
         out.push(Fault {
@@ -422,6 +426,37 @@ fn tasks(view: &View<'_>, out: &mut Vec<Fault>) {
                 since: t.ended.or(t.started),
                 reason: format!("{} {}: {}", t.kind, t.id, t.reason),
                 next: "read the reason; the coordinator may try again by itself",
+            });
+        }
+    }
+}
+
+fn pauses(view: &View<'_>, out: &mut Vec<Fault>) {
+    for t in view.jobs.tickets.iter().filter(|t| t.is_live(view.now)) {
+        out.push(Fault {
+            rule: Rule::GcPaused,
+            severity: Severity::Warn,
+            subject: Some(RowId::Ticket(t.id.clone())),
+            since: Some(t.since).filter(|at| at.0 > 0),
+            reason: t.to_string(),
+            next: "it ends by itself; Z, or falconer gc resume, ends it now",
+        });
+    }
+    for q in &view.jobs.quarantine {
+        let is_due = q.due(KEEP_DAYS).is_some_and(|at| at <= view.now);
+        if is_due && q.objects > 0 {
+            out.push(Fault {
+                rule: Rule::QuarantineDue,
+                severity: Severity::Info,
+                subject: Some(RowId::Quarantine(q.job)),
+                since: q.closed,
+                reason: format!(
+                    "{} objects, {}, lie aside since job {} moved them",
+                    q.objects,
+                    super::text::bytes(q.bytes),
+                    q.job
+                ),
+                next: "X, or falconer quarantine purge, deletes them for good",
             });
         }
     }

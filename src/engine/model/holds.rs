@@ -50,6 +50,8 @@ pub enum Reason {
     RowsLeft,
     /// A record of the same collection cannot be read.
     UnreadableRecord,
+    /// A ticket pauses garbage collection.
+    Paused,
     /// Nobody here knows what it is.
     Unknown,
 }
@@ -75,6 +77,7 @@ impl Reason {
             Self::SegmentsLeft => "segments-left",
             Self::RowsLeft => "rows-left",
             Self::UnreadableRecord => "unreadable-record",
+            Self::Paused => "paused",
             Self::Unknown => "unknown",
         }
     }

@@ -2,13 +2,19 @@
 
 use std::sync::Arc;
 
+use super::quarantine::Quarantine;
+use super::tickets::Ticket;
 use crate::engine::ids::{CollectionId, JobId, UnixMs};
 
-/// Our own jobs, newest first. Foreign ones are [`Task`](super::data::Task)s.
+/// Our own jobs, newest first, and what else we keep beside the root. Foreign jobs are [`Task`](super::data::Task)s.
 #[derive(Clone, Debug, Default)]
 pub struct JobsView {
     /// All that are known, running and ended.
     pub jobs: Vec<Arc<JobInfo>>,
+    /// Pauses of garbage collection, those that are over included until somebody takes them away.
+    pub tickets: Vec<Arc<Ticket>>,
+    /// What was moved aside, newest first.
+    pub quarantine: Vec<Arc<Quarantine>>,
     /// The journal has been read: a job that is not here does not exist.
     pub known: bool,
 }
@@ -35,6 +41,12 @@ pub enum JobKind {
     Export,
     /// One garbage collection pass.
     Gc,
+    /// One scan for objects that nobody owns.
+    Orphans,
+    /// Putting back what was moved aside.
+    QuarantineRestore,
+    /// Deleting what was moved aside long enough ago.
+    QuarantinePurge,
     /// Building the demo cluster.
     Demo,
 }
@@ -110,6 +122,8 @@ pub struct Copies {
     pub parallel: u32,
     /// Bytes a second that it is held to; `None` = no limit.
     pub limit: Option<u64>,
+    /// Objects a second that its deletes and moves are held to; `None` = no limit.
+    pub pace: Option<u64>,
     /// Under way, the longest first.
     pub running: Vec<Copying>,
     /// The one that took longest, of those that are done.

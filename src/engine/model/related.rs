@@ -126,6 +126,13 @@ pub fn related(view: &View<'_>, id: &RowId) -> Vec<(String, Link)> {
         }
         RowRef::Snapshot(r) => Some(r.collection),
         RowRef::Job(r) => r.collection,
+        RowRef::Ticket(r) => r.collection,
+        RowRef::Quarantine(r) => {
+            if view.jobs.jobs.iter().any(|j| j.id == r.job) {
+                out.push((format!("job {}", r.job), Link::Row(RowId::Job(r.job))));
+            }
+            r.collection
+        }
         RowRef::Task(r) => Some(r.collection),
         RowRef::Alias(r) => Some(r.collection),
         RowRef::Replica(r) => Some(r.collection),

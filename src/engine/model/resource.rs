@@ -34,6 +34,10 @@ pub enum Kind {
     Snapshots,
     /// Our jobs.
     Jobs,
+    /// Pauses of garbage collection.
+    Tickets,
+    /// What was moved aside.
+    Quarantine,
     /// Coordinator tasks, and foreign jobs.
     Tasks,
     /// Sessions.
@@ -71,6 +75,10 @@ pub enum RowId {
     Snapshot(SnapshotId),
     /// One of our jobs.
     Job(JobId),
+    /// A pause of garbage collection, by name.
+    Ticket(String),
+    /// What a job moved aside.
+    Quarantine(JobId),
     /// A coordinator's task, by key.
     Task(MetaKey),
     /// A session.
@@ -255,6 +263,12 @@ kinds! {
     Jobs "jobs" ["job", "j"] "Jobs"
         super::columns::tasks::JOBS, sort 8 true,
         "Our own jobs: snapshot, restore, drop, collection of garbage";
+    Tickets "tickets" ["ticket", "pauses", "pause"] "GC tickets"
+        super::columns::aside::TICKETS, sort 6 false,
+        "Who has paused garbage collection, why and until when";
+    Quarantine "quarantine" ["quarantines", "aside"] "Quarantine"
+        super::columns::aside::QUARANTINE, sort 2 true,
+        "What was moved aside instead of deleted, and until when it can be put back";
     Tasks "tasks" ["task", "t"] "Tasks"
         super::columns::tasks::TASKS, sort 7 true,
         "Tasks of the coordinators: compaction, statistics, import, copies, broadcasts";
@@ -310,6 +324,8 @@ impl RowId {
             Self::SegmentIndex(_) => Kind::SegmentIndexes,
             Self::Snapshot(_) => Kind::Snapshots,
             Self::Job(_) => Kind::Jobs,
+            Self::Ticket(_) => Kind::Tickets,
+            Self::Quarantine(_) => Kind::Quarantine,
             Self::Task(_) => Kind::Tasks,
             Self::Session(_) => Kind::Sessions,
             Self::Alias(..) => Kind::Aliases,
@@ -328,11 +344,14 @@ impl RowId {
             Self::Collection(id) => id.to_string(),
             Self::Partition(_, id) => id.to_string(),
             Self::Segment(id) => id.to_string(),
-            Self::Channel(name) | Self::Session(name) | Self::Alias(_, name) => name.clone(),
+            Self::Channel(name)
+            | Self::Session(name)
+            | Self::Alias(_, name)
+            | Self::Ticket(name) => name.clone(),
             Self::Index(_, id) => id.to_string(),
             Self::SegmentIndex(id) => id.to_string(),
             Self::Snapshot(id) => id.to_string(),
-            Self::Job(id) => id.to_string(),
+            Self::Job(id) | Self::Quarantine(id) => id.to_string(),
             Self::Replica(id) => id.to_string(),
             Self::Task(key) | Self::Config(key) | Self::Undecodable(key) | Self::Key(key) => {
                 key.text()

@@ -14,8 +14,10 @@ use super::data::{
 };
 use super::jobs::{JobInfo, JobsView};
 use super::keyindex::KeyMeta;
+use super::quarantine::Quarantine;
 use super::references::Index;
 use super::resource::{Cell, Kind, RowId, Scope};
+use super::tickets::Ticket;
 
 /// What rows are read from: one catalog, our jobs, and the time.
 #[derive(Clone, Copy)]
@@ -54,6 +56,8 @@ pub enum RowRef<'a> {
     SegmentIndex(&'a SegmentIndex),
     Snapshot(&'a Snapshot),
     Job(&'a JobInfo),
+    Ticket(&'a Ticket),
+    Quarantine(&'a Quarantine),
     Task(&'a Task),
     Session(&'a Session),
     Alias(&'a Alias),
@@ -77,6 +81,8 @@ impl RowRef<'_> {
             Self::SegmentIndex(r) => RowId::SegmentIndex(r.build),
             Self::Snapshot(r) => RowId::Snapshot(r.id),
             Self::Job(r) => RowId::Job(r.id),
+            Self::Ticket(r) => RowId::Ticket(r.id.clone()),
+            Self::Quarantine(r) => RowId::Quarantine(r.job),
             Self::Task(r) => RowId::Task(r.key.clone()),
             Self::Session(r) => RowId::Session(r.name.to_string()),
             Self::Alias(r) => RowId::Alias(r.db, r.name.to_string()),
@@ -87,7 +93,7 @@ impl RowRef<'_> {
         }
     }
 
-    /// The revision of its newest key; 0 for jobs, which have none.
+    /// The revision of its newest key; 0 for what is ours: the catalog has no keys of it.
     #[must_use]
     pub fn rev(&self) -> MetaRev {
         match self {
@@ -99,7 +105,7 @@ impl RowRef<'_> {
             Self::Index(r) => r.rev,
             Self::SegmentIndex(r) => r.rev,
             Self::Snapshot(r) => r.rev,
-            Self::Job(_) => MetaRev(0),
+            Self::Job(_) | Self::Ticket(_) | Self::Quarantine(_) => MetaRev(0),
             Self::Task(r) => r.rev,
             Self::Session(r) => r.rev,
             Self::Alias(r) => r.rev,
@@ -125,6 +131,10 @@ pub fn row<'a>(view: &View<'a>, id: &RowId) -> Option<RowRef<'a>> {
         RowId::SegmentIndex(id) => RowRef::SegmentIndex(c.build(*id)?),
         RowId::Snapshot(id) => RowRef::Snapshot(c.snapshot(*id)?),
         RowId::Job(id) => RowRef::Job(view.jobs.jobs.iter().find(|j| j.id == *id)?),
+        RowId::Ticket(id) => RowRef::Ticket(view.jobs.tickets.iter().find(|t| t.id == *id)?),
+        RowId::Quarantine(id) => {
+            RowRef::Quarantine(view.jobs.quarantine.iter().find(|q| q.job == *id)?)
+        }
         RowId::Task(key) => RowRef::Task(c.tasks.get(key)?),
         RowId::Session(name) => RowRef::Session(c.sessions.get(name.as_str())?),
         RowId::Alias(db, name) => RowRef::Alias(c.aliases.get(&(*db, name.as_str().into()))?),
@@ -251,6 +261,18 @@ pub fn each<'a>(view: &View<'a>, kind: Kind, scope: &Scope, mut each: impl FnMut
             .iter()
             .filter(|r| within(view, scope, r.collection, None, None, None))
             .for_each(|r| each(RowRef::Job(r))),
+        Kind::Tickets => view
+            .jobs
+            .tickets
+            .iter()
+            .filter(|r| within(view, scope, r.collection, None, None, None))
+            .for_each(|r| each(RowRef::Ticket(r))),
+        Kind::Quarantine => view
+            .jobs
+            .quarantine
+            .iter()
+            .filter(|r| within(view, scope, r.collection, None, None, None))
+            .for_each(|r| each(RowRef::Quarantine(r))),
         Kind::Tasks => c
             .tasks
             .values()
@@ -336,6 +358,8 @@ pub fn len(view: &View<'_>, kind: Kind) -> usize {
         Kind::SegmentIndexes => c.builds.len(),
         Kind::Snapshots => c.snapshots.len(),
         Kind::Jobs => view.jobs.jobs.len(),
+        Kind::Tickets => view.jobs.tickets.len(),
+        Kind::Quarantine => view.jobs.quarantine.len(),
         Kind::Tasks => c.tasks.len(),
         Kind::Sessions => c.sessions.len(),
         Kind::Aliases => c.aliases.len(),

@@ -16,6 +16,8 @@
 //! | `wal/{pchannel}/head` | [`Head`](crate::engine::model::log::Head): term and end of a channel's log; whoever moves it owns the log |
 //! | `wal/{pchannel}/segment/{first id}` | [`Segment`](crate::engine::model::log::Segment): an object that is part of the log |
 //! | `broadcast/{id}` | what Milvus's own record of a broadcast has no field for (`broadcast`) |
+//! | `pause/{ticket}` | [`Ticket`](crate::engine::model::tickets::Ticket): written without ownership, see [`super::tickets`] |
+//! | `quarantine/{job}` | [`Quarantine`](crate::engine::model::quarantine::Quarantine) |
 //! | `audit/{revision}-{job}-{change}-{chunk}` | [`Audit`]; the revision is the store's just before, 20 digits, so that keys sort by time |
 
 use bytes::Bytes;
@@ -211,6 +213,30 @@ impl Keys {
         format!("{}/broadcast/{id}", self.base).into()
     }
 
+    /// All pauses of garbage collection.
+    #[must_use]
+    pub fn tickets(&self) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/pause", self.base))
+    }
+
+    /// One pause.
+    #[must_use]
+    pub fn ticket(&self, id: &str) -> MetaKey {
+        format!("{}/pause/{id}", self.base).into()
+    }
+
+    /// The records of what was moved aside.
+    #[must_use]
+    pub fn quarantines(&self) -> KeyPrefix {
+        KeyPrefix::new(&format!("{}/quarantine", self.base))
+    }
+
+    /// What one job moved aside.
+    #[must_use]
+    pub fn quarantine(&self, id: JobId) -> MetaKey {
+        format!("{}/quarantine/{id}", self.base).into()
+    }
+
     /// All audit entries.
     #[must_use]
     pub fn audits(&self) -> KeyPrefix {
@@ -402,6 +428,9 @@ pub struct JobRecord {
     /// Bytes a second that its copies are held to: still so after a restart.
     #[serde(default)]
     pub rate: Option<u64>,
+    /// Objects a second that its deletes and moves are held to: still so after a restart.
+    #[serde(default)]
+    pub pace: Option<u64>,
     /// Copies at once that somebody asked for: still so after a restart.
     #[serde(default)]
     pub parallel: Option<u32>,

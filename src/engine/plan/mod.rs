@@ -9,6 +9,7 @@ pub mod journal;
 pub mod ledger;
 mod past;
 pub mod retry;
+pub mod tickets;
 
 use std::collections::BTreeSet;
 
@@ -96,6 +97,44 @@ pub enum Intent {
         collection: Option<CollectionId>,
         /// Only these rules; all when empty.
         rules: BTreeSet<String>,
+        /// Move objects aside instead of deleting them.
+        #[serde(default)]
+        quarantine: bool,
+    },
+    /// One scan of the bucket for objects that nobody owns.
+    Orphans {
+        /// Only objects whose path names this collection; all when absent.
+        collection: Option<CollectionId>,
+        /// Only these prefixes below the root, e.g. `insert_log`; all when empty.
+        prefixes: BTreeSet<String>,
+        /// Delete them instead of moving them aside.
+        delete: bool,
+    },
+    /// Put back what a job moved aside.
+    QuarantineRestore {
+        /// By this job.
+        job: JobId,
+        /// Only objects whose original key begins with this text.
+        prefix: String,
+    },
+    /// Delete what was moved aside so many days ago or earlier.
+    QuarantinePurge {
+        /// Age in days.
+        days: u32,
+    },
+    /// Pause our garbage collection.
+    PauseGc {
+        /// Only of this collection.
+        collection: Option<CollectionId>,
+        /// For so long.
+        secs: u64,
+        /// Why.
+        reason: String,
+    },
+    /// End a pause.
+    ResumeGc {
+        /// This one; the only one when absent.
+        ticket: Option<String>,
     },
     /// Stop a job and take back what it did.
     CancelJob {

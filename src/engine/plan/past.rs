@@ -22,6 +22,11 @@ pub enum Order {
         /// `None` = no limit.
         rate: Option<u64>,
     },
+    /// Hold its deletes and moves to so many objects a second.
+    Pace {
+        /// `None` = no limit.
+        objects: Option<u64>,
+    },
     /// Run so many copies at once.
     Parallel {
         /// 1 to 256.

@@ -6,7 +6,7 @@ use ratatui::layout::{Position, Rect};
 use tui_input::Input;
 
 use crate::engine::handle::Request;
-use crate::engine::ids::{CollectionId, SnapshotId};
+use crate::engine::ids::{CollectionId, JobId, SnapshotId};
 use crate::engine::model::data::Pin;
 use crate::engine::model::resource::Tone;
 use crate::engine::model::text::seconds;
@@ -30,6 +30,12 @@ pub enum About {
     Unpin(SnapshotId, [Option<Pin>; LISTED]),
     /// An export of this snapshot.
     Export(SnapshotId),
+    /// A pause of garbage collection, of this collection or of everything.
+    Pause(Option<CollectionId>),
+    /// What this job moved aside.
+    PutBack(JobId),
+    /// What was moved aside long enough ago.
+    Purge,
 }
 
 /// Pins that the form lists.
@@ -196,6 +202,65 @@ impl Form {
         }
     }
 
+    /// Asks for how long garbage collection is paused, and why.
+    #[must_use]
+    pub fn pause(scope: Option<(CollectionId, String)>) -> Self {
+        let (about, of) = match scope {
+            Some((id, name)) => (Some(id), format!(" of {name}")),
+            None => (None, String::new()),
+        };
+        Self {
+            title: format!("Pause garbage collection{of}"),
+            about: About::Pause(about),
+            fields: vec![
+                Field {
+                    label: "For",
+                    help: "it ends by itself: 30m, 2h, 7d",
+                    input: Input::new("2h".to_owned()),
+                },
+                Field {
+                    label: "Reason",
+                    help: "for whoever finds it at night",
+                    input: Input::default(),
+                },
+            ],
+            focus: 0,
+            wrong: None,
+        }
+    }
+
+    /// Asks what is put back.
+    #[must_use]
+    pub fn put_back(job: JobId) -> Self {
+        Self {
+            title: format!("Put back what job {job} moved aside"),
+            about: About::PutBack(job),
+            fields: vec![Field {
+                label: "Prefix",
+                help: "only objects whose key begins so; all when empty",
+                input: Input::default(),
+            }],
+            focus: 0,
+            wrong: None,
+        }
+    }
+
+    /// Asks how old what is deleted must be.
+    #[must_use]
+    pub fn purge() -> Self {
+        Self {
+            title: "Delete what was moved aside".to_owned(),
+            about: About::Purge,
+            fields: vec![Field {
+                label: "Older than",
+                help: "days",
+                input: Input::new(crate::engine::model::quarantine::KEEP_DAYS.to_string()),
+            }],
+            focus: 0,
+            wrong: None,
+        }
+    }
+
     fn value(&self, i: usize) -> String {
         self.fields
             .get(i)
@@ -262,6 +327,22 @@ impl Form {
                 snapshot,
                 database: required(0, "the database")?,
                 collection: required(1, "the collection's name")?,
+            }),
+            About::Pause(collection) => Ok(Intent::PauseGc {
+                collection,
+                secs: seconds(&required(0, "the time")?)
+                    .ok_or_else(|| (0, "the time is like 30m, 2h, 7d".to_owned()))?,
+                reason: required(1, "the reason")?,
+            }),
+            About::PutBack(job) => Ok(Intent::QuarantineRestore {
+                job,
+                prefix: self.value(0),
+            }),
+            About::Purge => Ok(Intent::QuarantinePurge {
+                days: self
+                    .value(0)
+                    .parse()
+                    .map_err(|_| (0, "a number of days".to_owned()))?,
             }),
         }
     }

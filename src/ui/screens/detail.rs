@@ -80,6 +80,11 @@ pub fn lines(app: &App, kind: Kind, id: &RowId, now: UnixMs) -> Vec<Line> {
         out.extend(tree(app, "reading metadata and manifests …"));
         out.push(Line::blank());
     }
+    if let RowId::Quarantine(_) = id {
+        out.push(Line::heading("What lies there"));
+        out.extend(tree(app, "listing …"));
+        out.push(Line::blank());
+    }
     let keys = resource::keys(&view, id);
     if !keys.is_empty() {
         out.push(Line::heading(format!("Keys · {}", text::count(keys.len()))));

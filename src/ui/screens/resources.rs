@@ -38,6 +38,8 @@ pub fn empty_words(app: &App, kind: Kind) -> (String, String) {
     let more = match kind {
         Kind::Snapshots => "On a collection, c plans one.",
         Kind::Jobs => "Snapshots, restores and garbage collection show up here while they run.",
+        Kind::Tickets => "Garbage collection is not paused by us; z pauses it.",
+        Kind::Quarantine => "Nothing was moved aside; o plans a scan for orphans.",
         Kind::Sessions => "No coordinator and no node is registered: writing is possible.",
         Kind::Undecodable => "Every value could be read.",
         Kind::Collections | Kind::Databases => "1 leads to the overview, : anywhere.",

@@ -12,6 +12,8 @@ use crate::engine::ids::{JobId, KeyPrefix, MetaKey, MetaRev};
 use crate::engine::jobs::board::Board;
 use crate::engine::meta::{Event, KeyValue, MetaRead, RangeOpts, Span};
 use crate::engine::model::jobs::JobsView;
+use crate::engine::model::quarantine::Quarantine;
+use crate::engine::model::tickets::Ticket;
 use crate::engine::plan::journal::{JobRecord, Keys, Live, Ordered, Past, from_json};
 use crate::engine::profile::Roots;
 
@@ -64,9 +66,18 @@ impl Journal {
                 self.board.learn(record);
             }
         }
-        let history = Span::prefix(&self.keys.history());
-        for kv in self.meta.range_all(&history).await?.kvs {
-            self.put(&kv);
+        let mut others = Vec::new();
+        for prefix in [
+            self.keys.history(),
+            self.keys.tickets(),
+            self.keys.quarantines(),
+        ] {
+            others.extend(self.meta.range_all(&Span::prefix(&prefix)).await?.kvs);
+        }
+        // What went away while nobody watched.
+        self.board.forget_others();
+        for kv in &others {
+            self.put(kv);
         }
         // Orders that came while nobody listened.
         for job in self.board.driven() {
@@ -97,6 +108,7 @@ impl Journal {
             return;
         }
         let Some((job, rest)) = self.below_job(&kv.key) else {
+            self.other(&kv.key, Some(&kv.value));
             return;
         };
         if rest == "live" {
@@ -116,6 +128,23 @@ impl Journal {
         let rest = key.0.strip_prefix(&prefix.bytes()[..])?;
         let (job, rest) = std::str::from_utf8(rest).ok()?.split_once('/')?;
         Some((job.parse().ok()?, rest))
+    }
+
+    /// Learns a pause, or the record of what was moved aside; `None` = it is gone.
+    fn other(&self, key: &MetaKey, value: Option<&[u8]>) {
+        let below = |prefix: &KeyPrefix| {
+            let rest = key.0.strip_prefix(&prefix.bytes()[..])?;
+            Some(String::from_utf8_lossy(rest).into_owned())
+        };
+        if let Some(id) = below(&self.keys.tickets()) {
+            let read =
+                |value| from_json(key, value).unwrap_or_else(|e| Ticket::unreadable(&id, e.what()));
+            self.board.ticket(id.clone(), value.map(read));
+        } else if let Some(job) = below(&self.keys.quarantines()).and_then(|id| id.parse().ok()) {
+            // One that cannot be read is left to the version that wrote it.
+            let record = value.map(|value| from_json::<Quarantine>(key, value).ok());
+            self.board.quarantine(job, record.flatten());
+        }
     }
 
     /// The job, if the key is that of a record.
@@ -156,6 +185,8 @@ impl Journal {
                             self.board.forget(id);
                         } else if let Some(id) = self.gone(&key) {
                             self.board.forget_past(id);
+                        } else {
+                            self.other(&key, None);
                         }
                     }
                 }

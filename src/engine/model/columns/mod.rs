@@ -1,5 +1,6 @@
 //! The columns of every kind, each beside the expression that fills it, so that a header and its value cannot drift apart.
 
+pub(super) mod aside;
 pub(super) mod data;
 pub(super) mod root;
 pub(super) mod tasks;
@@ -61,6 +62,8 @@ pub fn cell_of(view: &View<'_>, row: RowRef<'_>, column: usize) -> Cell {
         RowRef::SegmentIndex(r) => data::build(view, r, column),
         RowRef::Snapshot(r) => tasks::snapshot(view, r, column),
         RowRef::Job(r) => tasks::job(view, r, column),
+        RowRef::Ticket(r) => aside::ticket(view, r, column),
+        RowRef::Quarantine(r) => aside::quarantine(view, r, column),
         RowRef::Task(r) => tasks::task(view, r, column),
         RowRef::Session(r) => tasks::session(view, r, column),
         RowRef::Replica(r) => tasks::replica(view, r, column),

@@ -136,6 +136,9 @@ pub(in crate::engine::model) const fn kind_name(kind: JobKind) -> &'static str {
         JobKind::Restore => "restore",
         JobKind::Export => "export",
         JobKind::Gc => "gc",
+        JobKind::Orphans => "orphans",
+        JobKind::QuarantineRestore => "quarantine-restore",
+        JobKind::QuarantinePurge => "quarantine-purge",
         JobKind::Demo => "demo",
     }
 }
