@@ -147,10 +147,8 @@ mod tests {
         let following = tokio::spawn(follower.run());
         clock.sleep(WHOLE + Duration::from_millis(300)).await;
         assert!(!keeper.now().known && !keeper.now().is_settled());
-        let whole = Catalog {
-            rev,
-            ..Catalog::default()
-        };
+        let mut whole = Catalog::default();
+        whole.rev = rev;
         catalog.send_replace(Arc::new(whole));
         assert!(keeper.watch().wait_for(|index| index.known).await.is_ok());
         following.abort();
