@@ -1009,7 +1009,7 @@ fn every_shape(root: &str, c: i64) -> Shapes {
     // Ids of the target, in the order they are taken.
     let (p2, p3) = (c + 1, c + 2);
     let [v1, v2, v3, l0] = [3, 4, 5, 6].map(|n| c + n);
-    let [b501, b601, b602, b502, b503, b603] = [8, 9, 10, 11, 12, 13].map(|n| c + n);
+    let [b501, b601, b602, b502, b603, b503] = [8, 9, 10, 11, 12, 13].map(|n| c + n);
     let at = |rest: &str| format!("{root}/{rest}");
     let position = |channel: &str| pb::msg::MsgPosition {
         channel_name: channel.into(),
@@ -1119,10 +1119,7 @@ fn every_shape(root: &str, c: i64) -> Shapes {
         ),
         (
             "json_stats/2/603/3/1/3/32/102/shared_key_index/f",
-            format!(
-                "json_stats/2/{}/3/{c}/{p3}/{v2}/102/shared_key_index/f",
-                b503
-            ),
+            format!("json_stats/2/{b603}/3/{c}/{p3}/{v2}/102/shared_key_index/f"),
         ),
         (
             "insert_log/1/3/32/_metadata/manifest-1.avro",
@@ -1154,7 +1151,7 @@ fn every_shape(root: &str, c: i64) -> Shapes {
         ),
         (
             "index_v1/1/3/33/503/1/HNSW_0",
-            format!("index_v1/{c}/{p3}/{v3}/{}/1/HNSW_0", b603),
+            format!("index_v1/{c}/{p3}/{v3}/{b503}/1/HNSW_0"),
         ),
         // Deletes of all partitions stay deletes of all partitions.
         ("delta_log/1/-1/34/16", format!("delta_log/{c}/-1/{l0}/16")),
@@ -1240,7 +1237,7 @@ async fn write_shapes(stores: &Stores, world: &World, root: &str, shapes: &Shape
             ],
             partitions: [("_default".to_owned(), 2), ("p".to_owned(), 3)].into(),
             virtual_channel_names: CHANNELS.map(Into::into).to_vec(),
-            ..Default::default()
+            consistency_level: 2,
         }),
         indexes: vec![pb::index::IndexInfo {
             index_id: 77,
