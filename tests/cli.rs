@@ -779,7 +779,7 @@ fn snapshots_are_listed_counted_and_dated() {
         ids(&list(&["get", "snapshots"])),
         "everything, both ways"
     );
-    let mut by_collection: std::collections::BTreeMap<String, usize> = Default::default();
+    let mut by_collection = std::collections::BTreeMap::<String, usize>::new();
     for row in &all {
         let of = row["collection"].as_str().unwrap().to_owned();
         *by_collection.entry(of).or_default() += 1;

@@ -1265,7 +1265,6 @@ async fn write_shapes(stores: &Stores, world: &World, root: &str, shapes: &Shape
             .map(|b| b.0)
             .collect(),
         layout: pb::data::SnapshotLayout::Referenced as i32,
-        ..Default::default()
     };
     for (s, key) in shapes.segments.iter().zip(&metadata.manifest_list) {
         put(key, manifest::write_v4(s).unwrap()).await;
