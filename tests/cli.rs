@@ -558,6 +558,11 @@ fn pinned_verified_and_unpinned(home: &Home) {
     assert!(drop.err.contains("of anna, 1h59m left"), "{}", drop.err);
     let list = home.run(&["snapshot", "pins"]);
     assert!(list.out.contains("anna") && list.out.contains("audit"));
+    let left = list.out.lines().find(|l| l.contains("anna")).unwrap();
+    assert!(
+        left.contains("  1h59m ") && !left.contains(" left"),
+        "{left}"
+    );
     let pins = home.json(&["snapshot", "pins", "mine", "-o", "json"]);
     assert_eq!(pins["items"].as_array().unwrap().len(), 1, "{pins}");
     let id = pins["items"][0]["id"].as_str().unwrap();
@@ -630,6 +635,17 @@ fn the_main_job_from_demo_to_collection() {
             "nothing was copied"
         );
         std::thread::yield_now();
+    }
+    // Who holds the file is named, with the one thing that can be done about it.
+    let held = home.run(&["snapshot", "create", "images", "never"]);
+    let pid = format!("pid={}", child.id());
+    refused(
+        &held,
+        4,
+        &[&pid, "; give the order to that process, or end it"],
+    );
+    for other in ["attach", "--write"] {
+        assert!(!held.err.contains(other), "a second fix: {}", held.err);
     }
     child.kill().unwrap();
     let mut err = String::new();
@@ -752,6 +768,69 @@ fn the_main_job_from_demo_to_collection() {
     assert!(
         report["checks"].as_array().is_some_and(|c| !c.is_empty()),
         "{report}"
+    );
+}
+
+/// Defects D5 and D56: one contract for lists; counts, bytes, ages and what is protected are told.
+#[test]
+fn snapshots_are_listed_counted_and_dated() {
+    let home = Home::new();
+    let said = home.run(&["demo"]);
+    assert_eq!(said.code, Some(0), "{}{}", said.out, said.err);
+    let list = |args: &[&str]| -> Vec<Value> {
+        let all = home.json(&[args, &["-o", "json"]].concat());
+        all["items"].as_array().unwrap().clone()
+    };
+    let all = list(&["snapshot", "list"]);
+    let ids =
+        |rows: &[Value]| -> Vec<String> { rows.iter().map(|r| r["id"].to_string()).collect() };
+    assert_eq!(
+        ids(&all),
+        ids(&list(&["get", "snapshots"])),
+        "everything, both ways"
+    );
+    let mut by_collection = std::collections::BTreeMap::<String, usize>::new();
+    for row in &all {
+        let of = row["collection"].as_str().unwrap().to_owned();
+        *by_collection.entry(of).or_default() += 1;
+    }
+    assert!(all.len() >= 3 && by_collection.len() >= 2, "{all:?}");
+    for (collection, many) in &by_collection {
+        let narrowed = list(&["snapshot", "list", collection]);
+        assert_eq!(narrowed.len(), *many, "{collection}");
+        assert!(
+            narrowed
+                .iter()
+                .all(|row| row["collection"] == collection.as_str())
+        );
+    }
+    // A collection that is not there is an error, and so is one without a name: neither is everything.
+    for wrong in ["nowhere", ""] {
+        let said = home.run(&["snapshot", "list", wrong]);
+        assert_eq!(said.code, Some(3), "{wrong:?}: {}{}", said.out, said.err);
+    }
+    let committed = all.iter().find(|row| row["state"] == "Committed").unwrap();
+    let name = committed["name"].as_str().unwrap();
+    let of = committed["collection"].as_str().unwrap();
+    let full = format!("{of}/{name}");
+    let told = home.json(&["snapshot", "describe", &full, "-o", "json"]);
+    let number = |at: &str| {
+        let found = told
+            .pointer(at)
+            .unwrap_or_else(|| panic!("{at} in {told:#}"));
+        found.as_u64().unwrap_or_else(|| panic!("{at}: {found}"))
+    };
+    for at in ["/files/segments", "/files/rows", "/files/bytes"] {
+        assert!(number(at) > 0, "{at}");
+    }
+    assert!(told["state_for"].as_str().is_some(), "its age: {told:#}");
+    let references = home.json(&["gc", "references", "-o", "json"]);
+    let entries = references["snapshots"].as_array().unwrap();
+    let entry = entries.iter().find(|e| e["name"] == name).unwrap();
+    assert_eq!(
+        entry["references"]["segments"].as_u64(),
+        Some(number("/files/segments")),
+        "protected segments: {entry}"
     );
 }
 

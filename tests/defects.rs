@@ -372,6 +372,70 @@ async fn an_external_collection_is_refused_before_anything_is_written() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_external_collection_that_was_snapshotted_is_not_restored() {
+    let (world, made) = kept().await;
+    let key = falconer::engine::format::snapshot::metadata_key(ROOT, SMALL, made.id);
+    let bytes = objects(&*world.objects).await[&key.0].clone();
+    let mut json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    json["collection"]["schema"]["external_source"] = "s3://elsewhere/table".into();
+    lab::put_object(&world, &key, json.to_string().into_bytes()).await;
+    let planned = plan(&world, restore(made.id, "copy")).await;
+    let said = failures(&planned);
+    assert!(
+        said.len() == 1 && said[0].starts_with("not an external collection"),
+        "{said:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_collection_without_indexes_is_snapshotted_and_restored() {
+    let world = small().await;
+    for family in ["field-index", "segment-index"] {
+        for key in all(&*world.meta, &format!("by-dev/meta/{family}/{SMALL}"))
+            .await
+            .into_keys()
+        {
+            let writes = vec![falconer::engine::meta::Write::Delete(key.as_str().into())];
+            let conds = vec![];
+            world
+                .meta
+                .txn(falconer::engine::meta::Txn { conds, writes })
+                .await
+                .unwrap();
+        }
+    }
+    assert_eq!(run(&world, create("bare")).await.state, JobState::Verified);
+    let id = snapshot_named(&world, "bare").await;
+    let info = run(&world, restore(id, "copy")).await;
+    assert_eq!(info.state, JobState::Verified, "{:?}", info.error);
+    let copy = id_of(&world, "copy").await.unwrap();
+    let there = segments(&world, copy).await;
+    assert_eq!(there.len(), segments(&world, SMALL).await.len());
+    let rows = family::<pb::index::SegmentIndex>(&*world.meta, Family::SegmentIndex).await;
+    assert!(rows.is_empty(), "{rows:?}");
+}
+
+/// A client flushed, and the checkpoint has not come that far: what is left out for that reason is named, with its rows.
+#[tokio::test(start_paused = true)]
+async fn what_a_checkpoint_has_not_passed_is_named_although_it_is_flushed() {
+    let world = small().await;
+    let of = segments(&world, SMALL).await;
+    let (_, late) = &of[0];
+    assert_eq!(late.state, pb::common::SegmentState::Flushed as i32);
+    let at = Key::ChannelCheckpoint(late.insert_channel.as_str().into());
+    let start = late.start_position.as_ref().unwrap().timestamp;
+    edit::<pb::msg::MsgPosition>(&world, &at, |p| p.timestamp = start).await;
+    assert!(!inside(&selected(&world).await).contains(&late.id));
+    let said = plan(&world, create("late")).await.warnings.join("\n");
+    let line = said.lines().find(|l| l.contains(&late.id.to_string()));
+    let line = line.unwrap_or_else(|| panic!("{} in {said}", late.id));
+    assert!(
+        line.contains(&format!("{} rows", late.num_of_rows)),
+        "{line}"
+    );
+}
+
 // ---- storage V3 ----
 
 /// The first segment becomes one of storage V3: its files are in its manifest alone, and newer ones lie beside them.

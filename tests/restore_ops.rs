@@ -364,6 +364,15 @@ async fn another_process_sees_every_second_how_it_goes_and_steers_it() {
         (half.copies.parallel, half.copies.limit),
         (16, Some(20_000))
     );
+    // How fast, and how long still: by bytes, so that the two agree.
+    let timed = seen(&other, job, "rate and time left", |j| {
+        j.progress.rate > 0.0 && j.progress.eta_ms.is_some()
+    })
+    .await;
+    let left = timed.progress.bytes.1 - timed.progress.bytes.0;
+    let eta = left as f64 / timed.progress.rate * 1_000.0;
+    let told = timed.progress.eta_ms.unwrap() as f64;
+    assert!((eta - told).abs() <= 1.0 + eta / 100.0, "{timed:?}");
     // It moves while it is looked at, not only from slice to slice.
     let before = half.moved;
     let next = seen(&other, job, "movement", |j| j.moved > before).await;
@@ -624,7 +633,7 @@ async fn the_plan_lists_every_check_with_what_was_seen() {
             "target name is free",
             "no streaming service",
             "snapshot is committed",
-            "snapshot files are readable",
+            "references of the snapshot are loaded",
             "storage versions are known",
             "index versions can be loaded",
             "encryption matches the database",
@@ -634,6 +643,7 @@ async fn the_plan_lists_every_check_with_what_was_seen() {
             "the job's record fits one value",
             "all objects are there",
             "the store has room",
+            "the snapshot is whole",
             "no other job is in the way",
             "no other Falconer writes this root",
             "no coordinator is registered",

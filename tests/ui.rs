@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use console::{BARE, Console, DARK, NOW, catalog, error, keyspace, parse, place};
 use crossterm::event::{Event as Term, KeyModifiers, MouseButton, MouseEvent, MouseEventKind};
-use falconer::engine::handle::{Conn, Notice, Place};
+use falconer::engine::handle::{Conn, Notice, Place, TO_WRITE};
 use falconer::engine::ids::{MetaRev, UnixMs};
 use falconer::engine::meta::{Event, KeyValue};
 use falconer::engine::model::resource::{Kind, RowId, Scope};
@@ -478,6 +478,7 @@ fn an_empty_embedded_store_welcomes_and_offers_the_demo() {
         meta: "memory".to_owned(),
         bucket: "memory".to_owned(),
         read_only: None,
+        to_write: TO_WRITE,
     });
     let mut c = Console::empty((80, 24), DARK, home);
     c.feed(Msg::Conn(Conn::Live {

@@ -435,7 +435,7 @@ pub async fn run(command: Command, handle: Handle, out: &mut (dyn Write + Send))
             ErrorKind::Fenced,
             format!("nothing can be written to {}: {why}", handle.place.meta),
         )
-        .fix("attach to the live store, with its bucket, and allow writing with --write"));
+        .fix(handle.place.to_write));
     }
     journal(&mut handle).await;
     match command {

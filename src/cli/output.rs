@@ -516,6 +516,11 @@ pub fn pins(out: &mut dyn Write, pins: &Value, format: Format) -> Result<()> {
                 .collect();
             let cell = |row: &Value, name: &str| match &row[name] {
                 Value::Null => String::new(),
+                // The heading says it.
+                value if name == "left" => {
+                    let left = scalar(value);
+                    left.strip_suffix(" left").unwrap_or(&left).to_owned()
+                }
                 value => scalar(value),
             };
             let cells: Vec<Vec<String>> = rows

@@ -159,6 +159,7 @@ pub async fn snapshot(
             collection: of,
             out: format,
         } => {
+            known(handle, "snapshots").await?;
             let scope = match of {
                 Some(name) => Scope {
                     collection: Some(collection(handle, &name)?),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::clock::Clock;
 use super::dump;
 use super::error::{Error, ErrorKind, Result};
-use super::handle::Place;
+use super::handle::{Place, TO_WRITE};
 use super::meta::embedded::{EmbeddedReader, EmbeddedStore};
 use super::meta::etcd::EtcdStore;
 use super::meta::{MetaRead, MetaWrite};
@@ -86,6 +86,7 @@ pub fn attach(profile: &Profile, clock: &Arc<dyn Clock>, along: bool) -> Result<
         .filter(|part| !part.is_empty())
         .collect::<Vec<_>>()
         .join("/");
+    let mut to_write = TO_WRITE;
     let mut read_only = match profile.access {
         Access::ReadOnly => Some("the profile is read-only".to_owned()),
         Access::ReadWrite => None,
@@ -93,8 +94,9 @@ pub fn attach(profile: &Profile, clock: &Arc<dyn Clock>, along: bool) -> Result<
     let (source, attach, meta, is_embedded) = match &profile.meta {
         MetaProfile::Embedded { file } => {
             let opened = embedded(file, profile.access, clock, along)?;
-            if let (Meta::Read(_), Some(why)) = (&opened.0, opened.1) {
-                read_only = Some(why);
+            if let Some(held) = opened.1 {
+                read_only = Some(held.without_fix().to_string());
+                to_write = "give the order to that process, or end it";
             }
             let text = format!("file {} {under}", file.display());
             (Source::Open(opened.0), "embedded", text, true)
@@ -144,6 +146,7 @@ pub fn attach(profile: &Profile, clock: &Arc<dyn Clock>, along: bool) -> Result<
         meta,
         bucket,
         read_only,
+        to_write,
     };
     Ok(Attached {
         source,
@@ -159,17 +162,16 @@ fn embedded(
     access: Access,
     clock: &Arc<dyn Clock>,
     along: bool,
-) -> Result<(Meta, Option<String>)> {
+) -> Result<(Meta, Option<Error>)> {
     if access == Access::ReadOnly {
         let reader = EmbeddedReader::open_file(file, clock.clone())?;
-        let why = Some("the profile is read-only".to_owned());
-        return Ok((Meta::Read(Arc::new(reader)), why));
+        return Ok((Meta::Read(Arc::new(reader)), None));
     }
     match EmbeddedStore::open_file(file, clock.clone()) {
         Ok(store) => Ok((of_store(store, access)?, None)),
         Err(e) if e.kind() == ErrorKind::Busy && along => {
             let reader = EmbeddedReader::open_file(file, clock.clone())?;
-            Ok((Meta::Read(Arc::new(reader)), Some(e.to_string())))
+            Ok((Meta::Read(Arc::new(reader)), Some(e)))
         }
         Err(e) => Err(e),
     }

@@ -125,6 +125,12 @@ impl Error {
         self.edit(|inner| inner.fix = Some(text))
     }
 
+    /// The same without advice, for a text that has its own.
+    #[must_use]
+    pub fn without_fix(self) -> Self {
+        self.edit(|inner| inner.fix = None)
+    }
+
     /// Keeps the cause.
     #[must_use]
     pub fn caused_by(self, source: impl std::error::Error + Send + Sync + 'static) -> Self {

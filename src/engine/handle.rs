@@ -181,7 +181,13 @@ pub struct Place {
     pub bucket: String,
     /// Why nothing can be written, or `None`.
     pub read_only: Option<String>,
+    /// What to do about that.
+    pub to_write: &'static str,
 }
+
+/// What to do where the profile, the dump or the missing bucket keeps us from writing.
+pub const TO_WRITE: &str =
+    "attach to the live store, with its bucket, and allow writing with --write";
 
 impl Handle {
     /// Asks and waits for the answer.

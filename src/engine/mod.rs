@@ -30,7 +30,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use attach::{Attached, Meta, Objects, Source};
 use clock::{Clock, Entropy};
 use error::Result;
-use handle::{Conn, Envelope, Handle};
+use handle::{Conn, Envelope, Handle, Place};
 use ids::{JobId, KeyPrefix};
 use jobs::planner::Planner;
 use jobs::references::Keeper;
@@ -66,7 +66,7 @@ struct World {
     objects: Objects,
     roots: Roots,
     entropy: Arc<dyn Entropy>,
-    read_only: Option<String>,
+    place: Arc<Place>,
     is_embedded: bool,
     keeper: Keeper,
     tolerances: Tolerances,
@@ -90,6 +90,7 @@ impl Engine {
             place,
             is_embedded,
         } = attached;
+        let place = Arc::new(place);
         let (requests, asked) = mpsc::channel(REQUESTS);
         let (catalog, seen) = watch::channel(Arc::new(Catalog::default()));
         let (jobs, jobs_seen) = watch::channel(Arc::new(JobsView::default()));
@@ -109,7 +110,7 @@ impl Engine {
             objects,
             roots: profile.roots,
             entropy,
-            read_only: place.read_only.clone(),
+            place: place.clone(),
             is_embedded,
             keeper,
             tolerances: profile.gc,
@@ -122,7 +123,7 @@ impl Engine {
             references,
             conn: conn_seen,
             notices,
-            place: Arc::new(place),
+            place,
             clock,
         })
     }
@@ -260,7 +261,7 @@ impl World {
             roots: self.roots.clone(),
             clock: self.shown.clock.clone(),
             catalog: self.shown.catalog.subscribe(),
-            read_only: self.read_only.clone(),
+            place: self.place.clone(),
             runner: runner.clone(),
         };
         // Without a runner the jobs of other processes are shown, as they journal them.
@@ -335,7 +336,7 @@ pub fn registry(tolerances: Tolerances, keeper: &Keeper) -> Registry {
     let orphans = jobs::orphans::Orphans::new(tolerances, keeper.clone());
     let purge = jobs::quarantine_purge::QuarantinePurge::new(tolerances, keeper.clone());
     Registry::default()
-        .with(jobs::restore::Restore::default())
+        .with(jobs::restore::Restore::new(gc.keeper().clone()))
         .with(jobs::export::Export::default())
         .with(jobs::gc::Gc::new(tolerances, keeper.clone()))
         .with(orphans)

@@ -46,7 +46,12 @@ impl Follower {
             Ok(_) => MetaRev(0),
             Err(_) => return,
         };
-        // An index of no snapshots would be taken for one in which every snapshot is known.
+        // An index of no snapshots would be taken for one in which every snapshot is known: a catalog must have come, however late. It may
+        // be a moment behind the connection.
+        let listed = |catalog: &Arc<Catalog>| at == MetaRev(0) || catalog.rev > MetaRev(0);
+        if self.catalog.wait_for(listed).await.is_err() {
+            return;
+        }
         let clock = self.clock.clone();
         tokio::select! {
             _ = self.catalog.wait_for(|catalog| catalog.rev >= at) => {}
@@ -114,4 +119,38 @@ impl Follower {
 fn until(now: UnixMs, then: UnixMs) -> Duration {
     let ms = u64::try_from(then.0.saturating_sub(now.0)).unwrap_or(0);
     Duration::from_millis(ms).max(Duration::from_millis(100))
+}
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+    use crate::engine::clock::SystemClock;
+    use crate::engine::objects::from_store;
+
+    /// A first listing that takes long: `gc references` must wait for it, not answer that there is nothing.
+    #[tokio::test]
+    async fn nothing_is_known_before_the_catalog_has_come() {
+        let (rev, heard) = (MetaRev(5), UnixMs(1));
+        let (catalog, seen) = watch::channel(Arc::new(Catalog::default()));
+        let (_live, conn) = watch::channel(Conn::Live { rev, heard });
+        let clock = Arc::new(SystemClock::new());
+        let keeper = Keeper::default();
+        let follower = Follower {
+            keeper: keeper.clone(),
+            objects: from_store(Arc::new(InMemory::new()), "files").0,
+            catalog: seen,
+            conn,
+            clock: clock.clone(),
+        };
+        let following = tokio::spawn(follower.run());
+        clock.sleep(WHOLE + Duration::from_millis(300)).await;
+        assert!(!keeper.now().known && !keeper.now().is_settled());
+        let mut whole = Catalog::default();
+        whole.rev = rev;
+        catalog.send_replace(Arc::new(whole));
+        assert!(keeper.watch().wait_for(|index| index.known).await.is_ok());
+        following.abort();
+    }
 }

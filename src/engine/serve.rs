@@ -12,7 +12,7 @@ use super::error::{Error, ErrorKind, Result};
 use super::format::codec::Codec;
 use super::format::decode::{Explained, explain};
 use super::format::keys::{Key, ParsedKey};
-use super::handle::{Conn, Envelope, RawValue, Reply, Request};
+use super::handle::{Conn, Envelope, Place, RawValue, Reply, Request};
 use super::ids::{JobId, MetaKey, MetaRev};
 use super::jobs::planner::Planner;
 use super::jobs::quarantine;
@@ -37,8 +37,8 @@ pub struct Server {
     pub clock: Arc<dyn Clock>,
     /// The read model.
     pub catalog: watch::Receiver<Arc<Catalog>>,
-    /// Why nothing can be written, or `None`.
-    pub read_only: Option<String>,
+    /// What it is attached to.
+    pub place: Arc<Place>,
     /// Plans where nothing can be written.
     pub planner: Planner,
     /// Runs jobs; `None` when nothing can be written.
@@ -128,15 +128,13 @@ impl Server {
 
     fn runner(&self) -> Result<&RunnerHandle> {
         self.runner.as_ref().ok_or_else(|| {
-            let why = self
-                .read_only
-                .as_deref()
-                .unwrap_or("the bucket cannot be written");
+            let why = self.place.read_only.as_deref();
+            let why = why.unwrap_or("the bucket cannot be written");
             Error::new(
                 ErrorKind::Unsupported,
                 format!("nothing can be written here: {why}"),
             )
-            .fix("attach to the live store, with its bucket, and allow writing with --write")
+            .fix(self.place.to_write)
         })
     }
 

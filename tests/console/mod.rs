@@ -15,7 +15,7 @@ use falconer::engine::error::{Error, ErrorKind, Result};
 use falconer::engine::format::codec::Codec;
 use falconer::engine::format::keys::{Key, ParsedKey, Roots};
 use falconer::engine::format::{codec, json, mask};
-use falconer::engine::handle::{Conn, Place, RawValue, Reply, Request};
+use falconer::engine::handle::{Conn, Place, RawValue, Reply, Request, TO_WRITE};
 use falconer::engine::ids::{JobId, MetaKey, MetaRev, UnixMs};
 use falconer::engine::meta::{Event, KeyValue};
 use falconer::engine::model::catalog::Catalog;
@@ -70,6 +70,7 @@ pub fn place(read_only: Option<&str>) -> Arc<Place> {
         meta: "etcd http://127.0.0.1:2379 by-dev/meta".to_owned(),
         bucket: "a-bucket/files at http://127.0.0.1:9000".to_owned(),
         read_only: read_only.map(str::to_owned),
+        to_write: TO_WRITE,
     })
 }
 
@@ -424,6 +425,7 @@ pub fn picture_svg() -> String {
         meta: "dump etcd.jsonl.gz by-dev/meta".into(),
         bucket: "none".into(),
         read_only: Some("a dump is read-only".into()),
+        to_write: TO_WRITE,
     };
     let mut console = Console::captured((130, 34), DARK, Arc::new(place));
     let rev = console.app.catalog.rev;

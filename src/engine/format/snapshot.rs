@@ -112,6 +112,28 @@ pub struct Weight {
     pub bytes: u64,
     /// Over each key and size.
     pub digest: String,
+    /// How many of them the store gave a checksum of.
+    #[serde(default)]
+    pub summed: u64,
+    /// Over key and checksum of those.
+    #[serde(default)]
+    pub checksums: String,
+}
+
+impl Weight {
+    /// As many objects, each of the same name and size.
+    #[must_use]
+    pub fn same_sizes(&self, other: &Self) -> bool {
+        let sizes = |w: &Self| (w.objects, w.bytes, w.digest.clone());
+        sizes(self) == sizes(other)
+    }
+
+    /// Every object that had a checksum has the same. `None` where that cannot be told: one was put anew in another way.
+    #[must_use]
+    pub fn same_contents(&self, other: &Self) -> Option<bool> {
+        let told = self.summed > 0 && self.summed == other.summed;
+        told.then(|| self.checksums == other.checksums)
+    }
 }
 
 /// What we add to the JSON: no format version has a place for objects' sizes (defects D46, D47).
@@ -119,6 +141,10 @@ pub struct Weight {
 pub struct Side {
     /// By segment.
     pub segments: BTreeMap<SegmentId, Weight>,
+    /// Over key and checksum of its manifests, empty where the store gave none. In a bucket where they differ, checksums are made
+    /// otherwise, and say nothing.
+    #[serde(default)]
+    pub manifests: String,
 }
 
 /// The metadata object's bytes with `side` in them.

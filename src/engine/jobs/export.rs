@@ -555,7 +555,7 @@ impl Job for Export {
             Step::Begin => self.look(cx, state).await,
             Step::Pin => {
                 if let Some(pin) = state.pin {
-                    set_pin(cx, &state.held(), pin).await?;
+                    set_pin(cx, state.held().source(), pin).await?;
                 }
                 Ok(Next::Step(state.to(Step::Record)))
             }

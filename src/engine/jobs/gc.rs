@@ -123,6 +123,12 @@ impl Gc {
         }
     }
 
+    /// The references that it judges by.
+    #[must_use]
+    pub fn keeper(&self) -> &Keeper {
+        &self.keeper
+    }
+
     pub(super) fn keep(&self, job: i64, found: Option<Arc<Pass>>) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         match found {

@@ -46,6 +46,7 @@ mod restore_names;
 pub mod restore_pin;
 pub mod restore_plan;
 mod restore_records;
+mod restore_references;
 mod restore_since;
 pub mod restore_source;
 pub mod restore_state;

@@ -8,7 +8,7 @@ use futures::stream;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::paths::{ObjPath, ParsedPath};
 use crate::engine::ids::ObjectKey;
-use crate::engine::objects::ObjectRead;
+use crate::engine::objects::{ObjectMeta, ObjectRead};
 
 /// Objects asked for one by one, at once.
 const HEADS: usize = 16;
@@ -20,11 +20,21 @@ const NAMED: usize = 20;
 pub struct Presence {
     /// Sizes of those that are there, bytes.
     pub sizes: BTreeMap<ObjectKey, u64>,
+    /// Checksums of those that the store tells ([`checksum`]).
+    pub checksums: BTreeMap<ObjectKey, String>,
     /// Missing ones, with what needs them.
     pub missing: Vec<(ObjectKey, i64)>,
 }
 
 impl Presence {
+    /// One that is there.
+    pub fn saw(&mut self, key: ObjectKey, size: u64, etag: Option<&str>) {
+        if let Some(sum) = checksum(etag) {
+            self.checksums.insert(key.clone(), sum.to_owned());
+        }
+        self.sizes.insert(key, size);
+    }
+
     /// Bytes of all that are there.
     #[must_use]
     pub fn bytes(&self) -> u64 {
@@ -63,6 +73,14 @@ impl Presence {
                 .fix("bring them back from a backup, or drop the segments that need them"))
         })
     }
+}
+
+/// The checksum in an entity tag: MD5 of an object that was put in one piece. Tags of any other form say nothing of the contents.
+#[must_use]
+pub fn checksum(etag: Option<&str>) -> Option<&str> {
+    let tag = etag?.trim_matches('"');
+    let is_md5 = tag.len() == 32 && tag.bytes().all(|b| b.is_ascii_hexdigit());
+    is_md5.then_some(tag)
 }
 
 /// The part of a key that one listing covers: a collection's logs of one class. Other objects are asked for one by one.
@@ -116,7 +134,7 @@ pub async fn look(
         while let Some(meta) = listed.next().await {
             let meta = meta?;
             if wanted.contains_key(&meta.key) {
-                found.sizes.insert(meta.key, meta.size);
+                found.saw(meta.key, meta.size, meta.etag.as_deref());
             }
         }
     }
@@ -124,7 +142,7 @@ pub async fn look(
         let objects = objects.clone();
         async move {
             match objects.head(&key).await {
-                Ok(meta) => Ok(Some((key, meta.size))),
+                Ok(meta) => Ok(Some(ObjectMeta { key, ..meta })),
                 Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
                 Err(e) => Err(e),
             }
@@ -132,7 +150,9 @@ pub async fn look(
     });
     let mut heads = stream::iter(heads).buffer_unordered(HEADS);
     while let Some(one) = heads.next().await {
-        found.sizes.extend(one?);
+        if let Some(meta) = one? {
+            found.saw(meta.key, meta.size, meta.etag.as_deref());
+        }
     }
     found.missing = wanted
         .iter()

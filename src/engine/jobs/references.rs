@@ -9,6 +9,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::watch;
 
 use super::restore_files::sources_of;
+use super::restore_map::Source;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::paths::{ObjPath, SegmentBase, StorageManifest};
 use crate::engine::format::{manifest, pb, snapshot};
@@ -101,6 +102,20 @@ impl Keeper {
         silent.map_or(Ok(()), Err)
     }
 
+    /// Takes in what a strict reading of a snapshot by somebody else came to: a restore reads all of it anyway.
+    pub fn took(
+        &self,
+        record: &Record,
+        read: std::result::Result<References, String>,
+        now: UnixMs,
+    ) {
+        self.0.send_modify(|index| {
+            let index = Arc::make_mut(index);
+            index.learn(record, now);
+            index.took(record, read, now);
+        });
+    }
+
     /// What verdicts see of a snapshot.
     #[must_use]
     pub fn reference(&self, record: &Record) -> Reference {
@@ -138,6 +153,18 @@ pub async fn read(objects: &ObjectRead, record: &Record, extent: Extent) -> Resu
         one(objects, segment, &mut all)
     })
     .await?;
+    Ok(all.done(Extent::Files))
+}
+
+/// What a snapshot that was read strictly and whole refers to: what [`read`] finds as far as [`Extent::Files`], without reading again.
+pub fn of_source(objects: &ObjectRead, source: &Source) -> Result<References> {
+    let mut all = Collecting::default();
+    for id in &source.metadata.build_ids {
+        all.build(BuildId(*id));
+    }
+    for segment in &source.segments {
+        one(objects, segment, &mut all)?;
+    }
     Ok(all.done(Extent::Files))
 }
 

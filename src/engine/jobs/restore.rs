@@ -13,10 +13,13 @@ use super::copy::{self, Done, Ran};
 use super::copy_host::{Host, Sources};
 use super::cx::JobCx;
 use super::drive::again;
+use super::references::Keeper;
 use super::restore_copy::{digest, progress, size_up, standing, starts};
 use super::restore_map::{Blueprint, Source, draw, ids_needed};
 use super::restore_names::name_is_free;
-use super::restore_pin::{HeldPin, gone, keep_pin, release_pin, set_pin};
+use super::restore_pin::{HeldPin, gone, keep_pin, release_pin, set_pin, while_pinned};
+use super::restore_plan::{Wanted, survey};
+use super::restore_references::Held;
 use super::restore_since::Milvus;
 use super::restore_source::{Reads, prefixes};
 pub use super::restore_state::{Range, State, Step};
@@ -47,10 +50,22 @@ pub(super) struct Loaded {
 /// The restore machine.
 #[derive(Default)]
 pub struct Restore {
+    keeper: Keeper,
     cache: Mutex<BTreeMap<i64, Arc<Loaded>>>,
+    /// Jobs of which this process has told what was there when it came: after a failed try that is no news.
+    told: Mutex<BTreeSet<i64>>,
 }
 
 impl Restore {
+    /// With the references that the engine keeps.
+    #[must_use]
+    pub fn new(keeper: Keeper) -> Self {
+        Self {
+            keeper,
+            ..Self::default()
+        }
+    }
+
     fn cached(&self, first: i64) -> Option<Arc<Loaded>> {
         let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.get(&first).cloned()
@@ -66,6 +81,19 @@ impl Restore {
             }
             None => cache.remove(&first),
         }
+    }
+
+    fn is_news(&self, cx: &JobCx) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.insert(cx.job.0)
+    }
+
+    fn forget(&self, cx: &JobCx, state: &State) {
+        if let Some(ids) = state.ids {
+            self.keep(ids.first, None);
+        }
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.remove(&cx.job.0);
     }
 
     /// Reads the snapshot again and draws the picture. All missing objects are named at once.
@@ -101,9 +129,13 @@ impl Restore {
         let reads = reads(cx);
         // Before anything else is read: what moves it later has moved since.
         let milvus = Milvus::seen(&reads).await?;
-        let target = (state.db_name.as_str(), state.name.as_str());
-        let from = state.from.as_deref();
-        let found = restore_plan::survey(&reads, state.snapshot, from, target).await?;
+        let wanted = Wanted {
+            snapshot: state.snapshot,
+            from: state.from.as_deref(),
+            database: &state.db_name,
+            name: &state.name,
+        };
+        let found = survey(&reads, &self.keeper, cx.clock.now(), wanted).await?;
         found.refuse()?;
         let (Some(source), Some(db)) = (&found.source, found.db) else {
             return Err(Error::new(
@@ -126,8 +158,9 @@ impl Restore {
 
     async fn ids(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
         let source = source(cx, &state).await?;
-        let range = cx.take_ids(ids_needed(&source)?).await?;
-        state.ids = Some(range.into());
+        let range = cx.take_ids(ids_needed(&source)?).await?.into();
+        Held::of(cx, &self.keeper, range).await?.refuse()?;
+        state.ids = Some(range);
         Ok(Next::Step(state.to(Step::Record)))
     }
 
@@ -170,7 +203,7 @@ impl Restore {
                     now.words()
                 ));
             }
-            if found.count() > 0 {
+            if self.is_news(cx) && found.count() > 0 {
                 cx.note(format!(
                     "{} of {} files were there",
                     found.count(),
@@ -203,7 +236,10 @@ impl Restore {
             sources: &Sources::of(&cx.objects, state.from.as_deref())?,
             beside: None,
         };
-        let ran = copy::run(&host, files, &mut state.done, copy::SLICE).await;
+        let (of, mut pin) = (state.source(), state.pin);
+        let run = copy::run(&host, files, &mut state.done, copy::SLICE);
+        let ran = while_pinned(cx, of, &mut pin, run).await;
+        state.pin = pin;
         cx.files().idle();
         if ran.is_err() {
             // The step is taken again with the state journaled last: look at what is there, do not copy it twice.
@@ -373,7 +409,7 @@ impl Restore {
         }
         if let Some(pin) = state.pin {
             let again = HeldPin::renewed(pin, cx.clock.now());
-            set_pin(cx, &state, again).await?;
+            set_pin(cx, state.source(), again).await?;
             state.pin = Some(again);
         }
         state.milvus = Some(now);
@@ -449,7 +485,7 @@ impl Job for Restore {
             objects: &cx.objects,
             roots: &cx.roots,
         };
-        restore_plan::plan(&reads, intent).await
+        restore_plan::plan(&reads, &self.keeper, cx.clock.now(), intent).await
     }
 
     fn locks(&self, plan: &Plan) -> Vec<Lock> {
@@ -507,7 +543,7 @@ impl Job for Restore {
             Step::Pin => {
                 let pin = state.pin;
                 if let Some(pin) = pin {
-                    set_pin(cx, &state, pin).await?;
+                    set_pin(cx, state.source(), pin).await?;
                 }
                 Ok(Next::Step(state.to(Step::Ids)))
             }
@@ -520,9 +556,7 @@ impl Job for Restore {
             Step::Verify => self.verify(cx, state).await,
             Step::Unpin => {
                 release_pin(cx, &state).await?;
-                if let Some(ids) = state.ids {
-                    self.keep(ids.first, None);
-                }
+                self.forget(cx, &state);
                 Ok(Next::Verified(state))
             }
             Step::UndoObjects | Step::UndoKeys | Step::UndoPin | Step::UndoLabel => {
@@ -535,10 +569,8 @@ impl Job for Restore {
     }
 
     async fn undo(&self, cx: &JobCx, state: State, why: &Error) -> Result<Next<State>> {
-        if let Some(ids) = state.ids {
-            self.keep(ids.first, None);
-        }
-        let next = restore_undo::step(cx, state, why).await?;
+        self.forget(cx, &state);
+        let next = restore_undo::step(cx, &self.keeper, state, why).await?;
         // It stays, as the record of its collection shows: then nobody may wait for the job.
         if let Next::Step(state) = &next
             && state.published
@@ -582,7 +614,7 @@ async fn stuck(cx: &JobCx, mut state: State, why: &Error) -> Result<Next<State>>
     let until = HeldPin::until_stuck(cx.clock.now());
     if let Some(pin) = state.pin {
         let longer = HeldPin { until, ..pin };
-        set_pin(cx, &state, longer).await?;
+        set_pin(cx, state.source(), longer).await?;
         state.pin = Some(longer);
     }
     let copies = cx.files().read();
@@ -613,7 +645,7 @@ async fn source(cx: &JobCx, state: &State) -> Result<Source> {
         restore_bundle::open(&reads, uri).await?
     } else {
         let key = Key::Snapshot(state.of, state.snapshot);
-        let kv = reads.record(&key).await?.ok_or_else(|| gone(state))?;
+        let kv = reads.record(&key).await?.ok_or_else(|| gone(state.source()))?;
         reads.source(&kv).await?
     };
     if source.fingerprint == state.fingerprint {

@@ -2,15 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::copy::CopyFile;
+use super::presence::Presence;
 use super::restore_map::Source;
-use super::restore_plan::refuse;
+use super::restore_plan::{refuse, some_of};
 use super::restore_source::Reads;
+use super::snapshot_contents::{changed, wanted};
+use super::snapshot_notes;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Family;
 use crate::engine::format::pb;
 use crate::engine::format::session::Session;
 use crate::engine::meta::Span;
 use crate::engine::model::text;
+use crate::engine::plan::journal::Keys;
 
 /// Storage versions that can be copied: V1, V2, V3.
 const STORAGE: [i64; 3] = [0, 2, 3];
@@ -109,7 +114,11 @@ pub(super) async fn indexes(
 
 /// Whether copies of so many bytes fit. Only a folder can tell; where copies share their blocks less is needed, but nobody promises it.
 pub(super) fn room(reads: &Reads<'_>, bytes: u64) -> Result<String> {
-    match reads.objects.free_space() {
+    fits(reads.objects.free_space(), bytes)
+}
+
+fn fits(free: Option<u64>, bytes: u64) -> Result<String> {
+    match free {
         None => Ok("this kind of store does not say how much it has left".into()),
         Some(free) if free >= bytes => Ok(format!(
             "{} free, {} needed",
@@ -125,6 +134,50 @@ pub(super) fn room(reads: &Reads<'_>, bytes: u64) -> Result<String> {
             "free space on that disk, or restore where there is room",
         )),
     }
+}
+
+/// Whether the source is what it was when it was made, as far as its maker noted that, and what its last verification found.
+pub(super) async fn whole(
+    reads: &Reads<'_>,
+    source: &Source,
+    files: &[CopyFile],
+) -> Result<Result<String>> {
+    let noted = match &source.side {
+        None => "its maker noted no sizes",
+        Some(side) => {
+            let mut found = Presence::default();
+            for file in files {
+                found.saw(file.from.clone(), file.size, file.etag.as_deref());
+            }
+            let wanted = wanted(source, reads.objects.root())?;
+            let manifests = &source.metadata.manifest_list;
+            let changed = changed(reads.objects, side, manifests, &wanted, &found).await?;
+            if !changed.is_empty() {
+                return Ok(Err(refuse(
+                    format!(
+                        "{} segments are not as they were: {}",
+                        changed.len(),
+                        some_of(&changed)
+                    ),
+                    "bring their objects back from a backup of the bucket, or use another snapshot",
+                )));
+            }
+            "each segment is as its maker noted"
+        }
+    };
+    let notes = snapshot_notes::read(reads.meta, &Keys::new(reads.roots), source.id()).await?;
+    let last = match notes.verified {
+        None => "never verified".to_owned(),
+        Some(found) if found.wrong == 0 => format!("found {}", found.text()),
+        Some(found) => {
+            let first = found.problems.first().map_or("", String::as_str);
+            return Ok(Err(refuse(
+                format!("its last verification found it {}: {first}", found.text()),
+                "mend it, then verify it again: falconer snapshot verify",
+            )));
+        }
+    };
+    Ok(Ok(format!("{noted}; {last}")))
 }
 
 fn property<'a>(list: &'a [pb::common::KeyValuePair], key: &str) -> Option<&'a str> {
@@ -211,4 +264,68 @@ pub(super) fn understood(source: &Source) -> Result<String> {
         ),
         "restore it with a newer Falconer, or with the Milvus that made it",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(key: &str, value: &str) -> pb::common::KeyValuePair {
+        pb::common::KeyValuePair {
+            key: key.into(),
+            value: value.into(),
+        }
+    }
+
+    #[test]
+    fn room_is_refused_by_the_last_byte() {
+        assert!(fits(Some(100), 100).is_ok());
+        let e = fits(Some(99), 100).unwrap_err();
+        assert!(
+            e.to_string().contains("the copies need 100 B, and 99 B"),
+            "{e}"
+        );
+        assert!(fits(None, u64::MAX).is_ok(), "a store that does not say");
+    }
+
+    /// The four texts of `spec/snapshot.md` §5.1, and the two that pass.
+    #[test]
+    fn encryption_must_be_the_same_on_both_sides() {
+        let source = |zone: Option<&str>| Source {
+            metadata: pb::data::SnapshotMetadata {
+                collection: Some(pb::data::CollectionDescription {
+                    schema: Some(pb::schema::CollectionSchema {
+                        properties: zone.map(|z| pair("cipher.ezID", z)).into_iter().collect(),
+                        ..Default::default()
+                    }),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            },
+            ..Source::default()
+        };
+        let database = |enabled: bool, zone: Option<&str>| pb::etcd::DatabaseInfo {
+            properties: enabled
+                .then(|| pair("cipher.enabled", "true"))
+                .into_iter()
+                .chain(zone.map(|z| pair("cipher.ezID", z)))
+                .collect(),
+            ..Default::default()
+        };
+        let ask = |zone: Option<&str>, db: &pb::etcd::DatabaseInfo| {
+            encryption(&source(zone), Some(db)).map_err(|e| e.to_string())
+        };
+        assert!(ask(None, &database(false, None)).is_ok());
+        assert!(ask(Some("7"), &database(true, Some("7"))).is_ok());
+        let refused = [
+            (None, database(true, Some("7")), "the database is encrypted"),
+            (Some("7"), database(false, None), "the database is not"),
+            (Some("7"), database(true, None), "the database in none"),
+            (Some("7"), database(true, Some("8")), "the database in 8"),
+        ];
+        for (zone, db, why) in refused {
+            let said = ask(zone, &db).unwrap_err();
+            assert!(said.contains(why), "{said}");
+        }
+    }
 }

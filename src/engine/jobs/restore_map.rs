@@ -19,6 +19,7 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
 use crate::engine::format::paths::Target;
 use crate::engine::format::pb;
+use crate::engine::format::snapshot::Side;
 use crate::engine::format::vchannel::{self, ChannelName};
 use crate::engine::ids::{
     BuildId, CollectionId, DbId, FieldId, FunctionId, IndexId, ObjectKey, PartitionId, SegmentId,
@@ -40,6 +41,8 @@ pub struct Source {
     pub segments: Vec<pb::data::SegmentDescription>,
     /// Files that the storage manifest of a V3 segment declares, the manifest itself included.
     pub declared: BTreeMap<SegmentId, Vec<ObjectKey>>,
+    /// What its maker noted of its objects; `None` when Milvus made it.
+    pub side: Option<Side>,
     /// Members of the JSON that this version has no place for.
     pub unknown: Vec<String>,
     /// The bundle that its objects lie in, by URI; its paths are as if they lay under the cluster's own root.

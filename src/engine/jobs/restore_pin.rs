@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::cx::JobCx;
+use super::drive::again;
 use super::pins;
 use super::restore::reads;
 use super::restore_state::State;
@@ -14,7 +15,7 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
 use crate::engine::format::pb;
 use crate::engine::format::wire::Patch;
-use crate::engine::ids::{PinId, UnixMs};
+use crate::engine::ids::{CollectionId, PinId, SnapshotId, UnixMs};
 use crate::engine::meta::{Cond, Write};
 use crate::engine::plan::execute::Change;
 
@@ -22,6 +23,8 @@ use crate::engine::plan::execute::Change;
 pub const PIN_TTL: Duration = Duration::from_hours(1);
 /// It is renewed when less than this is left.
 pub const PIN_RENEW: Duration = Duration::from_mins(40);
+/// Between looks whether it is due.
+const PIN_LOOK: Duration = Duration::from_mins(1);
 /// How long a job that is stuck waits for its operator, and its pin with it.
 pub const PIN_STUCK: Duration = Duration::from_hours(24);
 
@@ -67,23 +70,23 @@ fn in_ms(now: UnixMs, after: Duration) -> UnixMs {
     )
 }
 
-pub(super) fn gone(state: &State) -> Error {
+pub(super) fn gone(of: Pinned) -> Error {
     Error::new(
         ErrorKind::NotFound,
-        format!(
-            "snapshot {} of collection {} is gone",
-            state.snapshot, state.of
-        ),
+        format!("snapshot {} of collection {} is gone", of.1, of.0),
     )
     .fix("choose another snapshot")
 }
 
+/// Whose pin it is.
+pub(super) type Pinned = (CollectionId, SnapshotId);
+
 /// Adds the pin to the snapshot's record, or renews it; every other field stays as it is (law 1).
-pub(super) async fn set_pin(cx: &JobCx, state: &State, pin: HeldPin) -> Result<()> {
+pub(super) async fn set_pin(cx: &JobCx, of: Pinned, pin: HeldPin) -> Result<()> {
     let mut tries = 0;
     loop {
         tries += 1;
-        match try_set(cx, state, pin).await {
+        match try_set(cx, of, pin).await {
             // Another pin came or went: look again. A snapshot that is being dropped answers with an error of its own.
             Err(e)
                 if e.kind() == ErrorKind::Conflict
@@ -94,9 +97,9 @@ pub(super) async fn set_pin(cx: &JobCx, state: &State, pin: HeldPin) -> Result<(
     }
 }
 
-async fn try_set(cx: &JobCx, state: &State, pin: HeldPin) -> Result<()> {
-    let key = Key::Snapshot(state.of, state.snapshot);
-    let kv = reads(cx).record(&key).await?.ok_or_else(|| gone(state))?;
+async fn try_set(cx: &JobCx, of: Pinned, pin: HeldPin) -> Result<()> {
+    let key = Key::Snapshot(of.0, of.1);
+    let kv = reads(cx).record(&key).await?.ok_or_else(|| gone(of))?;
     let patch = Patch::parse(&kv.value)?;
     let committed = patch.integer(8).unwrap_or(0);
     if committed != 0 && committed != pb::data::SnapshotState::Committed as u64 {
@@ -104,7 +107,7 @@ async fn try_set(cx: &JobCx, state: &State, pin: HeldPin) -> Result<()> {
             ErrorKind::Conflict,
             format!(
                 "snapshot {} is not committed: it is being created or dropped",
-                state.snapshot
+                of.1
             ),
         )
         .fix("choose another snapshot"));
@@ -134,17 +137,50 @@ fn moved(e: Error) -> Error {
 
 /// Renews the pin when it is due. The new end is in the change's name, so that a repeated renewal is a new change.
 pub(super) async fn keep_pin(cx: &JobCx, mut state: State) -> Result<State> {
+    if let Some(pin) = state.pin {
+        state.pin = Some(renew_if_due(cx, state.source(), pin).await?);
+    }
+    Ok(state)
+}
+
+async fn renew_if_due(cx: &JobCx, of: Pinned, pin: HeldPin) -> Result<HeldPin> {
     let now = cx.clock.now();
-    let Some(pin) = state.pin else {
-        return Ok(state);
-    };
     if pin.until.since(now) > PIN_RENEW.as_millis() as u64 {
-        return Ok(state);
+        return Ok(pin);
     }
     let renewed = pin.renewed(now);
-    set_pin(cx, &state, renewed).await?;
-    state.pin = Some(renewed);
-    Ok(state)
+    set_pin(cx, of, renewed).await?;
+    Ok(renewed)
+}
+
+/// Does `work`, and renews the pin meanwhile: the copy of one large object may take longer than a pin lasts. A snapshot that is gone,
+/// or dropped, ends the work. `pin` is true in every case.
+pub(super) async fn while_pinned<T>(
+    cx: &JobCx,
+    of: Pinned,
+    pin: &mut Option<HeldPin>,
+    work: impl Future<Output = Result<T>> + Send,
+) -> Result<T> {
+    tokio::pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done,
+            () = cx.clock.sleep(PIN_LOOK) => {}
+        }
+        let Some(held) = *pin else { continue };
+        tokio::select! {
+            biased;
+            // Not awaited any more: it is renewed once more, or not; whoever takes the pin off finds it either way.
+            done = &mut work => return done,
+            renewed = renew_if_due(cx, of, held) => match renewed {
+                Ok(renewed) => *pin = Some(renewed),
+                // Not now: there are many more looks before it ends.
+                Err(e) if again(&e) => {}
+                Err(e) => return Err(e),
+            },
+        }
+    }
 }
 
 /// Removes the pin. A snapshot that is gone needs none.

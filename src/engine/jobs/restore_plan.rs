@@ -6,10 +6,12 @@ use prost::Message;
 
 use super::copy::CopyFile;
 use super::copy_host::sizes;
+use super::references::Keeper;
 use super::restore_bundle;
 use super::restore_checks as checks;
 use super::restore_map::{Blueprint, Given, Source, draw, ids_needed};
 use super::restore_names::name_is_free;
+use super::restore_references::loaded;
 use super::restore_source::Reads;
 pub use super::restore_watch::record_fits;
 use crate::engine::error::{Error, ErrorKind, Result};
@@ -20,6 +22,7 @@ use crate::engine::ids::{
     CollectionId, DbId, KeyPrefix, MetaKey, MetaRev, ObjectKey, SnapshotId, UnixMs,
 };
 use crate::engine::meta::{RangeOpts, Span};
+use crate::engine::model::references::Record;
 use crate::engine::model::text;
 use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
 
@@ -27,6 +30,9 @@ use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
 const NAMED: usize = 1_000;
 /// Names in one error: it is journaled, and written into each watchable record.
 const IN_ERROR: usize = 100;
+/// The check that the reference index answers.
+const REFERENCES: &str = "references of the snapshot are loaded";
+
 /// Everything found out.
 #[derive(Debug, Default)]
 pub struct Survey {
@@ -86,13 +92,32 @@ pub(super) fn refuse(what: impl Into<String>, fix: &str) -> Error {
     Error::new(ErrorKind::Conflict, what).fix(fix.to_owned())
 }
 
+/// From where to where.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// The metadata of a bundle instead.
+    pub from: Option<&'a str>,
+    /// Target database, by name.
+    pub database: &'a str,
+    /// Target collection.
+    pub name: &'a str,
+}
+
 /// Looks at everything. An error means that looking itself failed; what does not hold is a failed check.
 pub async fn survey(
     reads: &Reads<'_>,
-    snapshot: SnapshotId,
-    from: Option<&str>,
-    (database, name): (&str, &str),
+    keeper: &Keeper,
+    now: UnixMs,
+    wanted: Wanted<'_>,
 ) -> Result<Survey> {
+    let Wanted {
+        snapshot,
+        from,
+        database,
+        name,
+    } = wanted;
     let mut out = Survey::default();
     let named = valid_name(name);
     out.check("target name is well formed", named);
@@ -137,7 +162,7 @@ pub async fn survey(
         let known = restore_bundle::channels_known(reads, &source).await?;
         out.check("its channels are this cluster's", known);
         let db = db.as_ref().map(|(_, info, _)| info);
-        contents(reads, &mut out, source, db, database, name).await?;
+        contents(reads, &mut out, source, db, wanted).await?;
         return Ok(out);
     }
     let record = match reads.snapshot(snapshot).await {
@@ -166,24 +191,26 @@ pub async fn survey(
     if !out.check("snapshot is committed", committed(&info)) {
         return Ok(out);
     }
-    let source = match reads.read_source(info).await {
-        Ok(source) => source,
+    let of = Record::of(&info);
+    let read = reads.read_source(info).await;
+    let (source, refs) = match loaded(reads, keeper, &of, read, now) {
+        Ok(loaded) => loaded,
         Err(e) if e.is_transient() => return Err(e),
         Err(e) => {
-            out.check("snapshot files are readable", Err(e));
+            out.check(REFERENCES, Err(e));
             return Ok(out);
         }
     };
-    out.check(
-        "snapshot files are readable",
-        Ok(format!(
-            "{} segments, format version {}",
-            source.segments.len(),
-            source.metadata.format_version
-        )),
+    let known = format!(
+        "format version {}: {} segments, {} builds, {} files",
+        source.metadata.format_version,
+        refs.segments().len(),
+        refs.builds().len(),
+        refs.files
     );
+    out.check(REFERENCES, Ok(known));
     let db = db.as_ref().map(|(_, info, _)| info);
-    contents(reads, &mut out, source, db, database, name).await?;
+    contents(reads, &mut out, source, db, wanted).await?;
     Ok(out)
 }
 
@@ -193,8 +220,7 @@ async fn contents(
     out: &mut Survey,
     source: Source,
     db: Option<&pb::etcd::DatabaseInfo>,
-    database: &str,
-    name: &str,
+    wanted: Wanted<'_>,
 ) -> Result<()> {
     out.check("storage versions are known", checks::storage(&source));
     let (known, unsure) = checks::indexes(reads, &source).await?;
@@ -211,8 +237,8 @@ async fn contents(
     );
     let given = Given {
         db: out.db.unwrap_or_default(),
-        db_name: database.to_owned(),
-        name: name.to_owned(),
+        db_name: wanted.database.to_owned(),
+        name: wanted.name.to_owned(),
         first_id: 1,
         now: UnixMs(0),
         starts: BTreeMap::new(),
@@ -252,6 +278,11 @@ async fn contents(
                 );
                 out.files = files;
                 out.check("the store has room", checks::room(reads, bytes));
+                // Of a bundle, its own strict reading is all there is: notes are this cluster's.
+                if source.outside.is_none() {
+                    let whole = checks::whole(reads, &source, &out.files).await?;
+                    out.check("the snapshot is whole", whole);
+                }
             } else {
                 absent(out, &missing, files.len());
             }
@@ -457,7 +488,12 @@ fn uneven(segment: &pb::data::SegmentDescription) -> bool {
 }
 
 /// The plan that an operator sees.
-pub async fn plan(reads: &Reads<'_>, intent: &Intent) -> Result<Plan> {
+pub async fn plan(
+    reads: &Reads<'_>,
+    keeper: &Keeper,
+    now: UnixMs,
+    intent: &Intent,
+) -> Result<Plan> {
     let (snapshot, from, database, collection) = match intent {
         Intent::Restore {
             snapshot,
@@ -471,7 +507,13 @@ pub async fn plan(reads: &Reads<'_>, intent: &Intent) -> Result<Plan> {
         } => (SnapshotId(0), Some(uri.as_str()), database, collection),
         _ => return Err(Error::new(ErrorKind::Internal, "not a restore")),
     };
-    let found = survey(reads, snapshot, from, (database, collection)).await?;
+    let wanted = Wanted {
+        snapshot,
+        from,
+        database,
+        name: collection,
+    };
+    let found = survey(reads, keeper, now, wanted).await?;
     let label = found.source.as_ref().map_or_else(
         || from.map_or_else(|| snapshot.to_string(), str::to_owned),
         |s| {

@@ -107,6 +107,7 @@ impl Reads<'_> {
             metadata,
             segments,
             declared: BTreeMap::new(),
+            side: snapshot::read_side(&json),
             unknown: snapshot::unknown_members(&location.0, &json)?,
             outside: None,
             fingerprint: String::new(),

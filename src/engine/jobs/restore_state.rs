@@ -126,6 +126,12 @@ impl State {
         self.ids.map(|r| CollectionId(r.first))
     }
 
+    /// The snapshot that it reads.
+    #[must_use]
+    pub fn source(&self) -> (CollectionId, SnapshotId) {
+        (self.of, self.snapshot)
+    }
+
     pub(super) fn given(&self) -> Result<Given> {
         let ids = self.ids.ok_or_else(|| {
             Error::new(

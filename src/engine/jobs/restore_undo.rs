@@ -9,9 +9,11 @@ use sha2::{Digest, Sha256};
 use super::Next;
 use super::cx::{JobCx, cut};
 use super::drive::again;
+use super::references::Keeper;
 use super::restore::{Range, State, Step, reads};
 use super::restore_pin::release_pin;
 use super::restore_plan::some_of;
+use super::restore_references::Held;
 use super::restore_source::hex;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key};
@@ -30,11 +32,16 @@ const DELETES: usize = 16;
 const TRIES: u32 = 8;
 
 /// One step back.
-pub(super) async fn step(cx: &JobCx, mut state: State, why: &Error) -> Result<Next<State>> {
+pub(super) async fn step(
+    cx: &JobCx,
+    keeper: &Keeper,
+    mut state: State,
+    why: &Error,
+) -> Result<Next<State>> {
     match state.step {
         Step::UndoObjects => {
             if let Some(ids) = state.ids {
-                match remove_objects(cx, ids).await {
+                match remove_objects(cx, keeper, ids).await {
                     Ok((gone, kept)) => {
                         cx.note(format!("undo: {gone} objects removed"));
                         let names: Vec<&str> = kept.iter().map(|(key, _)| key.0.as_str()).collect();
@@ -148,8 +155,8 @@ fn is_ours(root: &str, key: &ObjectKey, ids: Range) -> bool {
 /// Objects that could not be deleted, each with the reason.
 type Kept = Vec<(ObjectKey, Error)>;
 
-/// Lists everything that may be ours and deletes what is. Answers how many went, and what did not.
-async fn remove_objects(cx: &JobCx, ids: Range) -> Result<(usize, Kept)> {
+/// Lists everything that may be ours and deletes what is, unless a snapshot refers to it. Answers how many went, and what did not.
+async fn remove_objects(cx: &JobCx, keeper: &Keeper, ids: Range) -> Result<(usize, Kept)> {
     let root = cx.objects.root();
     cx.give_up_unfinished(&|key| is_ours(root, key, ids))
         .await?;
@@ -191,10 +198,18 @@ async fn remove_objects(cx: &JobCx, ids: Range) -> Result<(usize, Kept)> {
     found.retain(|key| is_ours(root, key, ids));
     found.sort_unstable();
     found.dedup();
+    let held = Held::of(cx, keeper, ids).await?;
+    let (mut gone, mut kept) = (0, Kept::new());
+    found.retain(|key| match held.keeps(root, key) {
+        Some(why) => {
+            kept.push((key.clone(), why));
+            false
+        }
+        None => true,
+    });
     let mut deletes = stream::iter(found)
         .map(|key| async move { (cx.delete_object(&key).await, key) }.boxed())
         .buffer_unordered(DELETES);
-    let (mut gone, mut kept) = (0, Vec::new());
     while let Some((done, key)) = deletes.next().await {
         match done {
             Ok(there) => gone += usize::from(there),

@@ -8,7 +8,7 @@ use futures::stream::{self, StreamExt};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::presence::{Presence, look};
+use super::presence::{Presence, checksum, look};
 use super::references;
 use super::restore_files::sources_of;
 use super::restore_map::Source;
@@ -20,10 +20,11 @@ use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::paths::ObjPath;
 use crate::engine::format::pb::data::{SegmentInfo, SnapshotInfo, SnapshotState};
 use crate::engine::format::pb::index::SegmentIndex;
-use crate::engine::format::snapshot::{Side, Weight, metadata_key, read_side};
+use crate::engine::format::snapshot::{Side, Weight, metadata_key};
 use crate::engine::ids::{BuildId, CollectionId, ObjectKey, SegmentId, SnapshotId};
 use crate::engine::model::facts::DROPPED;
 use crate::engine::model::references::{Extent, Record, References};
+use crate::engine::objects::ObjectRead;
 
 /// Metadata files of other snapshots read at once.
 const AT_ONCE: usize = 16;
@@ -48,8 +49,6 @@ impl Tally {
 pub struct Contents {
     /// Its files, read strictly.
     pub source: Source,
-    /// What we recorded of its objects' sizes when we made it.
-    pub side: Option<Side>,
     /// Every object that it refers to, with the segment that does.
     pub wanted: BTreeMap<ObjectKey, i64>,
     /// Which of them are there.
@@ -82,25 +81,99 @@ pub(super) fn wanted(source: &Source, root: &str) -> Result<BTreeMap<ObjectKey, 
 
 /// What the objects of each segment weigh.
 #[must_use]
-pub fn weigh(
-    wanted: &BTreeMap<ObjectKey, i64>,
-    sizes: &BTreeMap<ObjectKey, u64>,
-) -> BTreeMap<SegmentId, Weight> {
-    let mut sums: BTreeMap<SegmentId, (Weight, Sha256)> = BTreeMap::new();
+pub fn weigh(wanted: &BTreeMap<ObjectKey, i64>, found: &Presence) -> BTreeMap<SegmentId, Weight> {
+    let mut sums: BTreeMap<SegmentId, (Weight, Sha256, Sha256)> = BTreeMap::new();
     for (key, segment) in wanted {
-        let Some(size) = sizes.get(key) else { continue };
-        let (weight, hash) = sums.entry(SegmentId(*segment)).or_default();
+        let Some(size) = found.sizes.get(key) else {
+            continue;
+        };
+        let (weight, sizes, contents) = sums.entry(SegmentId(*segment)).or_default();
         weight.objects += 1;
         weight.bytes += size;
-        hash.update(key.0.as_bytes());
-        hash.update([0]);
-        hash.update(size.to_be_bytes());
+        entry(sizes, key, &size.to_be_bytes());
+        if let Some(sum) = found.checksums.get(key) {
+            weight.summed += 1;
+            entry(contents, key, sum.as_bytes());
+        }
     }
-    let close = |(id, (mut weight, hash)): (SegmentId, (Weight, Sha256))| {
-        weight.digest = hex(&hash.finalize()[..8]);
+    let close = |(id, (mut weight, sizes, contents)): (SegmentId, (Weight, Sha256, Sha256))| {
+        weight.digest = hex(&sizes.finalize()[..8]);
+        if weight.summed > 0 {
+            weight.checksums = hex(&contents.finalize()[..8]);
+        }
         (id, weight)
     };
     sums.into_iter().map(close).collect()
+}
+
+fn entry(hash: &mut Sha256, key: &ObjectKey, value: &[u8]) {
+    hash.update(key.0.as_bytes());
+    hash.update([0]);
+    hash.update(value);
+}
+
+/// Over the checksums of a snapshot's manifests, as the bucket gives them now; empty when one has none.
+pub(super) async fn manifest_sums(objects: &ObjectRead, manifests: &[String]) -> Result<String> {
+    let keys: BTreeSet<ObjectKey> = manifests.iter().map(|key| ObjectKey(key.clone())).collect();
+    let folders: BTreeSet<ObjectKey> = keys
+        .iter()
+        .filter_map(|key| key.0.rsplit_once('/'))
+        .map(|(folder, _)| ObjectKey(folder.to_owned()))
+        .collect();
+    let (mut hash, mut summed) = (Sha256::new(), 0);
+    for folder in folders {
+        let mut listed = objects.list(&folder, None);
+        while let Some(meta) = listed.next().await {
+            let meta = meta?;
+            if let Some(sum) = checksum(meta.etag.as_deref()).filter(|_| keys.contains(&meta.key)) {
+                summed += 1;
+                entry(&mut hash, &meta.key, sum.as_bytes());
+            }
+        }
+    }
+    let all = summed > 0 && summed == keys.len();
+    Ok(if all {
+        hex(&hash.finalize()[..8])
+    } else {
+        String::new()
+    })
+}
+
+/// What is not as it was when the snapshot was made, a line for each segment. One of which objects are missing is told elsewhere.
+pub(super) async fn changed(
+    objects: &ObjectRead,
+    side: &Side,
+    manifests: &[String],
+    wanted: &BTreeMap<ObjectKey, i64>,
+    found: &Presence,
+) -> Result<Vec<String>> {
+    let now = weigh(wanted, found);
+    let lost: BTreeSet<i64> = found.missing.iter().map(|(_, s)| *s).collect();
+    let mut out = Vec::new();
+    let mut rewritten = Vec::new();
+    for (segment, then) in &side.segments {
+        let now = now.get(segment).cloned().unwrap_or_default();
+        if lost.contains(&segment.0) {
+            continue;
+        }
+        if !now.same_sizes(then) {
+            out.push(format!(
+                "segment {segment}: its {} objects hold {} bytes; {} and {} when the snapshot was made",
+                now.objects, now.bytes, then.objects, then.bytes
+            ));
+        } else if now.same_contents(then) == Some(false) {
+            rewritten.push(format!(
+                "segment {segment}: an object of it is as large as when the snapshot was made, with other contents by its checksum"
+            ));
+        }
+    }
+    let told = !rewritten.is_empty()
+        && !side.manifests.is_empty()
+        && manifest_sums(objects, manifests).await? == side.manifests;
+    if told {
+        out.extend(rewritten);
+    }
+    Ok(out)
 }
 
 impl Contents {
@@ -108,12 +181,10 @@ impl Contents {
     pub async fn read(reads: &Reads<'_>, info: SnapshotInfo) -> Result<Self> {
         let root = reads.objects.root();
         let (of, id) = (CollectionId(info.collection_id), SnapshotId(info.id));
-        let json = reads.objects.get(&location(root, &info)).await?;
         let source = reads.read_source(info).await?;
         let wanted = wanted(&source, root)?;
         let found = look(reads.objects, root, &wanted).await?;
         Ok(Self {
-            side: read_side(&json),
             own: own_objects(reads.objects, of, id).await?,
             source,
             wanted,
@@ -246,12 +317,7 @@ impl Other {
 }
 
 async fn other(reads: &Reads<'_>, info: SnapshotInfo) -> Result<Other> {
-    let record = Record {
-        id: SnapshotId(info.id),
-        collection: CollectionId(info.collection_id),
-        name: info.name.as_str().into(),
-        location: info.s3_location.as_str().into(),
-    };
+    let record = Record::of(&info);
     let mut refs = references::read(reads.objects, &record, Extent::Ids).await?;
     if refs.builds().is_empty() {
         // From before the JSON listed them (defect D60), or without any.

@@ -15,7 +15,7 @@ use super::cx::JobCx;
 use super::drive::again;
 use super::restore::reads;
 use super::select::{Selection, metadata, select};
-use super::snapshot_contents::weigh;
+use super::snapshot_contents::{manifest_sums, weigh};
 pub use super::snapshot_plan::check_name;
 use super::snapshot_plan::{Order, Replay, present, record, replay, taken};
 use super::snapshot_undo::{remove_objects, take_back};
@@ -370,7 +370,8 @@ async fn written(cx: &JobCx, state: &State) -> Result<String> {
     drop(puts);
     // Last: the JSON says that all manifests are there.
     let side = Side {
-        segments: weigh(&wanted, &found.sizes),
+        segments: weigh(&wanted, &found),
+        manifests: manifest_sums(&cx.objects, &metadata.manifest_list).await?,
     };
     let json = with_side(&json, &side)?;
     let size = json.len() as u64;

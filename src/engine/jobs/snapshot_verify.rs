@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::cx::{JobCx, cut};
 use super::restore::reads;
 use super::restore_source::Reads;
-use super::snapshot_contents::{Contents, weigh};
+use super::snapshot_contents::{Contents, changed};
 use super::snapshot_drop::{collection_of, gone};
 use super::snapshot_notes::{self, Verified};
 use super::source::{find_snapshot, snapshot_at};
@@ -73,12 +73,18 @@ pub async fn examine(
             out.rows = contents.source.segments.iter().map(|s| s.num_of_rows).sum();
             out.objects = contents.wanted.len() as u64;
             out.bytes = contents.found.bytes();
-            out.sized = contents.side.is_some();
+            out.sized = contents.source.side.is_some();
             same_record(&contents, &mut problems);
             for (key, segment) in &contents.found.missing {
                 problems.say(format!("object {key} of segment {segment} is missing"));
             }
-            same_sizes(&contents, &mut problems);
+            if let Some(side) = &contents.source.side {
+                let manifests = &contents.source.metadata.manifest_list;
+                let (wanted, found) = (&contents.wanted, &contents.found);
+                for what in changed(reads.objects, side, manifests, wanted, found).await? {
+                    problems.say(what);
+                }
+            }
             if deep {
                 for segment in &contents.source.segments {
                     same_rows(segment, &mut problems);
@@ -112,24 +118,6 @@ fn same_record(contents: &Contents, problems: &mut Problems) {
     }
 }
 
-/// Each segment weighs what it weighed. One of which objects are missing is told already.
-fn same_sizes(contents: &Contents, problems: &mut Problems) {
-    let Some(side) = &contents.side else { return };
-    let now = weigh(&contents.wanted, &contents.found.sizes);
-    let lost: std::collections::BTreeSet<i64> =
-        contents.found.missing.iter().map(|(_, s)| *s).collect();
-    for (segment, then) in &side.segments {
-        let found = now.get(segment).cloned().unwrap_or_default();
-        if lost.contains(&segment.0) || found == *then {
-            continue;
-        }
-        problems.say(format!(
-            "segment {segment}: its {} objects hold {} bytes; {} and {} when the snapshot was made",
-            found.objects, found.bytes, then.objects, then.bytes
-        ));
-    }
-}
-
 /// Every field of the segment holds every row. Storage V3 counts rows in a manifest of its own, L0 segments have none.
 fn same_rows(segment: &SegmentDescription, problems: &mut Problems) {
     if segment.storage_version >= 3 || segment.segment_level == SegmentLevel::L0 as i32 {
@@ -152,7 +140,7 @@ fn same_rows(segment: &SegmentDescription, problems: &mut Problems) {
     }
 }
 
-/// Opens every insert log: a file of the right size may be full of anything.
+/// Opens every insert and delete log: a file of the right size may be full of anything. Index files have no form that all of them share.
 async fn open(reads: &Reads<'_>, contents: &Contents, problems: &mut Problems) -> Result<()> {
     let root = reads.objects.root();
     let versions: BTreeMap<SegmentId, i64> = contents
@@ -162,12 +150,15 @@ async fn open(reads: &Reads<'_>, contents: &Contents, problems: &mut Problems) -
         .map(|s| (SegmentId(s.segment_id), s.storage_version))
         .collect();
     let looks = contents.found.sizes.iter().filter_map(|(key, size)| {
-        let path = ObjPath::parse(root, &key.0).known()?;
-        let ObjPath::InsertLog(_, _, segment, ..) = path else {
-            return None;
+        let form = match ObjPath::parse(root, &key.0).known()? {
+            ObjPath::InsertLog(_, _, segment, ..) => match versions.get(&segment)? {
+                0 => Form::Events,
+                _ => Form::Parquet,
+            },
+            ObjPath::DeltaLog(..) => Form::Either,
+            _ => return None,
         };
-        let version = versions.get(&segment).copied()?;
-        Some(async move { beginning(reads, key, *size, version).await }.boxed())
+        Some(async move { beginning(reads, key, *size, form).await }.boxed())
     });
     let mut looks = stream::iter(looks.collect::<Vec<_>>()).buffer_unordered(AT_ONCE);
     let mut bad = Vec::new();
@@ -181,18 +172,29 @@ async fn open(reads: &Reads<'_>, contents: &Contents, problems: &mut Problems) -
     Ok(())
 }
 
-/// What is wrong with the beginning and the end of an insert log.
+/// How a file begins (`spec/layout.md` §7.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Events, the first of which describes the file.
+    Events,
+    /// Parquet.
+    Parquet,
+    /// Deletes are of one or the other, by the version that wrote them.
+    Either,
+}
+
+/// What is wrong with the beginning and the end of a file.
 async fn beginning(
     reads: &Reads<'_>,
     key: &ObjectKey,
     size: u64,
-    version: i64,
+    form: Form,
 ) -> Result<Option<String>> {
     if size == 0 {
         return Ok(Some(format!("object {key} is empty")));
     }
     let head = reads.objects.get_range(key, 0..size.min(HEAD)).await?;
-    if version == 0 {
+    if form == Form::Events || form == Form::Either && !head.starts_with(PARQUET) {
         let header = V1Header::parse(&key.0, &head);
         return Ok(header.err().map(|e| format!("object {key}: {e}")));
     }
@@ -240,7 +242,7 @@ impl Job for VerifySnapshot {
                 .to_owned(),
         ];
         if *deep {
-            steps.push("count the rows of each segment, open every insert log".into());
+            steps.push("count the rows of each segment, open every insert and delete log".into());
         }
         steps.push("keep the result beside the snapshot's record".into());
         Ok(Plan {

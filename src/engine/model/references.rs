@@ -5,10 +5,12 @@
 //! file is held through the segment or the build that its path names; only files of neither (LOBs) are kept one by one, hashed.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::facts::{Reference, snapshot_state};
 use crate::engine::format::paths::ObjPath;
+use crate::engine::format::pb::data::SnapshotInfo;
 use crate::engine::ids::{BuildId, CollectionId, ObjectKey, SegmentId, SnapshotId, UnixMs};
 
 /// How far a snapshot's files were read.
@@ -132,6 +134,19 @@ pub struct Record {
     pub name: Arc<str>,
     /// Key of the metadata JSON as the record gives it; empty when it does not.
     pub location: Arc<str>,
+}
+
+impl Record {
+    /// Of a snapshot's own record.
+    #[must_use]
+    pub fn of(info: &SnapshotInfo) -> Self {
+        Self {
+            id: SnapshotId(info.id),
+            collection: CollectionId(info.collection_id),
+            name: info.name.as_str().into(),
+            location: info.s3_location.as_str().into(),
+        }
+    }
 }
 
 /// Whether a snapshot in this state refers to anything: only a committed one does. One in the making holds its collection by itself.
@@ -326,6 +341,22 @@ impl Index {
         self.entries.get(&id)
     }
 
+    /// Snapshots that are known to refer to a segment or a build with one of these ids.
+    pub fn referring(&self, ids: Range<i64>) -> impl Iterator<Item = &Entry> {
+        fn any<T>(sorted: &[T], ids: &Range<i64>, id: impl Fn(&T) -> i64) -> bool {
+            let at = sorted.partition_point(|one| id(one) < ids.start);
+            sorted.get(at).is_some_and(|one| id(one) < ids.end)
+        }
+        self.entries
+            .values()
+            .filter(move |entry| match &entry.status {
+                Status::Loaded { refs, .. } => {
+                    any(&refs.segments, &ids, |s| s.0) || any(&refs.builds, &ids, |b| b.0)
+                }
+                _ => false,
+            })
+    }
+
     /// All of them, in the order of ids.
     pub fn entries(&self) -> impl Iterator<Item = &Entry> {
         self.entries.values()
@@ -460,6 +491,29 @@ mod tests {
         assert!(!index.is_loaded());
         assert!(index.follow([], UnixMs(6)));
         assert!(index.is_loaded(), "nothing is left to know");
+    }
+
+    #[test]
+    fn who_refers_into_a_range_of_ids_is_told() {
+        let mut index = Index::default();
+        index.follow([record(1, "a"), record(2, "b")], UnixMs(0));
+        let mut all = Collecting::default();
+        all.segment(SegmentId(3));
+        all.segment(SegmentId(9));
+        all.build(BuildId(20));
+        index.took(&record(1, "a"), Ok(all.done(Extent::Ids)), UnixMs(1));
+        let who = |ids: Range<i64>| {
+            index
+                .referring(ids)
+                .map(|e| e.record.id.0)
+                .collect::<Vec<_>>()
+        };
+        for ids in [3..4, 9..10, 0..100, 20..21, 15..21] {
+            assert_eq!(who(ids.clone()), [1], "{ids:?}");
+        }
+        for ids in [4..9, 10..20, 21..30, 0..3] {
+            assert!(who(ids.clone()).is_empty(), "{ids:?}");
+        }
     }
 
     #[test]
