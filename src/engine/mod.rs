@@ -336,7 +336,7 @@ pub fn registry(tolerances: Tolerances, keeper: &Keeper) -> Registry {
     let orphans = jobs::orphans::Orphans::new(tolerances, keeper.clone());
     let purge = jobs::quarantine_purge::QuarantinePurge::new(tolerances, keeper.clone());
     Registry::default()
-        .with(jobs::restore::Restore::new(gc.keeper().clone()))
+        .with(jobs::restore::Restore::new(keeper.clone()))
         .with(jobs::export::Export::default())
         .with(jobs::gc::Gc::new(tolerances, keeper.clone()))
         .with(orphans)
