@@ -235,7 +235,6 @@ impl Ours {
             actor: "bench".to_owned(),
             embedded: true,
         });
-        executor.fence().acquire().await.expect("the fence");
         Self {
             executor,
             parallel: AtomicU32::new(TRANSFERS),
@@ -257,6 +256,8 @@ impl Ours {
     /// Lists the source, copies, lists the target.
     async fn copy(&self, source: &str, target: &str, parallel: u32) -> Duration {
         self.parallel.store(parallel, Ordering::Relaxed);
+        // Nobody renews the lease while rclone copies.
+        self.executor.fence().acquire().await.expect("the fence");
         let start = Instant::now();
         let files: Vec<CopyFile> = self
             .executor
@@ -283,7 +284,9 @@ impl Ours {
         let there = self.list(target).await;
         let proved = Done::from_listing(&files, &there);
         assert_eq!(proved.count() as usize, files.len(), "every copy is whole");
-        start.elapsed()
+        let took = start.elapsed();
+        self.executor.fence().release().await;
+        took
     }
 
     /// Whether a target holds what the source holds.

@@ -108,6 +108,11 @@ fn collection(segments: usize) -> (Vec<KeyValue>, Vec<ObjectKey>) {
                 }
             }
             Some(Key::SegmentIndex(c, ..)) if c == COLLECTION => {}
+            // New ids must lie above those that are made here: an id holds Unix milliseconds above its low 18 bits.
+            Some(Key::IdAllocator) => {
+                let window = ((FIRST_ID >> 18) + 86_400_000) * 1_000_000;
+                kvs.push(made(k.key, window.to_be_bytes().to_vec()));
+            }
             _ => kvs.push(stored(k)),
         }
     }

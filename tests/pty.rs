@@ -222,7 +222,10 @@ fn every_frame_is_a_synchronized_update() {
 fn copying_reaches_the_terminal_as_osc_52() {
     let mut pty = Pty::console(&["--dump", DUMP], (100, 30));
     pty.idle(0);
-    pty.send("2y");
+    // Rows come from another thread: before they are there, there is nothing to copy.
+    pty.send("2");
+    pty.idle(1);
+    pty.send("y");
     pty.idle(2);
     pty.send("q");
     pty.code();
