@@ -20,6 +20,7 @@ use falconer::engine::profile::{ObjectKind, ObjectProfile, REQUEST_TIMEOUT, S3Pr
 use object_store::memory::InMemory;
 use object_store::multipart::MultipartStore as _;
 use support::faults::{FaultObjects, Faults, Mode, VirtualClock};
+use support::proxy::{Proxy, Seen, Wrong};
 use support::s3;
 
 const NOW: UnixMs = UnixMs(1_788_600_000_000);
@@ -38,10 +39,14 @@ fn small((read, write): Store) -> Store {
 }
 
 fn bucket(name: &str) -> Store {
-    let server = s3::shared();
-    server.create_bucket(name);
+    bucket_at(&s3::shared().url, name)
+}
+
+/// A bucket of the shared server, reached at `url`.
+fn bucket_at(url: &str, name: &str) -> Store {
+    s3::shared().create_bucket(name);
     let kind = ObjectKind::S3(S3Profile {
-        endpoint: Some(server.url.clone()),
+        endpoint: Some(url.to_owned()),
         bucket: name.to_owned(),
         region: String::new(),
         credentials: Some((s3::ACCESS_KEY.to_owned(), s3::SECRET_KEY.into())),
@@ -133,6 +138,137 @@ async fn a_server_copies_by_itself_whole_and_in_parts() {
     let e = copy_missing(&one, &two).await;
     assert_eq!(e.kind(), ErrorKind::NotFound, "{e}");
     assert!(e.what().contains("files/none"), "{e}");
+}
+
+async fn proxy() -> Proxy {
+    let port = s3::shared().url.rsplit(':').next().unwrap().parse();
+    Proxy::before(port.unwrap()).await
+}
+
+/// Whatever the server says when it will not copy by itself: the bytes arrive all the same, and no upload is left behind.
+#[tokio::test]
+async fn a_server_that_refuses_to_copy_is_served_through_here() {
+    let proxy = proxy().await;
+    let one = bucket_at(&proxy.url, "copy-refused");
+    let two = bucket_at(&proxy.url, "copy-refused-too");
+    let refusals = [
+        ("501 Not Implemented", "NotImplemented"),
+        ("400 Bad Request", "InvalidArgument"),
+        ("405 Method Not Allowed", "MethodNotAllowed"),
+        ("403 Forbidden", "AccessDenied"),
+    ];
+    for (status, code) in refusals {
+        for to in [&one, &two] {
+            for size in [70_000, 5 * MIB + 1] {
+                proxy.script(move |s| s.copies.then_some(Wrong::Refused(status, code)));
+                let done = copied(&one, to, size).await;
+                assert_eq!(done.how, How::Through, "{status}: {size}");
+                assert!(proxy.hurt() > 0, "{status}: {size}");
+            }
+        }
+    }
+    // Its own limit is a lower one: part by part.
+    let whole = |s: &Seen<'_>| s.copies && !s.target.contains("partNumber");
+    proxy.script(move |s| whole(s).then_some(Wrong::Refused("400 Bad Request", "EntityTooLarge")));
+    assert_eq!(copied(&one, &one, 70_001).await.how, How::Parts);
+    // What may not be read either is refused in the end, and nothing is begun.
+    proxy.script(|s| (s.copies || s.method == "GET").then_some(Wrong::Denied));
+    let e = copy(&one, "files/from/70000", &two, "files/denied").await;
+    let e = e.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Denied, "{e}");
+    proxy.heal();
+    nothing_left(&two).await;
+    let none = two.0.head(&"files/denied".into()).await;
+    assert_eq!(none.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// Copies inside one store, as fast as it bears.
+struct Pool<'a> {
+    store: &'a Store,
+    clock: SystemClock,
+    entropy: SeededEntropy,
+    copied: AtomicU32,
+    notes: std::sync::Mutex<Vec<String>>,
+}
+
+#[async_trait::async_trait]
+impl CopyHost for Pool<'_> {
+    async fn copy(&self, file: &CopyFile) -> Result<()> {
+        let (read, write) = self.store;
+        let made = write.copy_from(&self.clock, read, file.origin(), &file.to);
+        made.await.map(drop)
+    }
+    fn note(&self, text: String) {
+        self.notes.lock().unwrap().push(text);
+    }
+    fn parallel(&self) -> u32 {
+        32
+    }
+    fn throttle(&self) -> Option<u64> {
+        None
+    }
+    fn copied(&self, _: &CopyFile) {
+        self.copied.fetch_add(1, Ordering::SeqCst);
+    }
+    fn cancelled(&self) -> bool {
+        false
+    }
+    fn clock(&self) -> &dyn Clock {
+        &self.clock
+    }
+    fn entropy(&self) -> &dyn Entropy {
+        &self.entropy
+    }
+}
+
+/// A real server that bears four copies at once, and says so in either way: each file arrives, and few are refused.
+#[tokio::test]
+async fn a_real_server_that_asks_for_less_is_given_less() {
+    let proxy = proxy().await;
+    let store = bucket_at(&proxy.url, "copy-busy");
+    put(&store, "files/a", noise(3_000)).await;
+    let from: ObjectKey = "files/a".into();
+    let etag = store.0.head(&from).await.unwrap().etag;
+    let refusals = [
+        ("503 Slow Down", "SlowDown"),
+        ("429 Too Many Requests", "TooManyRequests"),
+    ];
+    for (status, code) in refusals {
+        // The first ones in any case: on a slow machine nothing may ever run beside something else.
+        proxy.script(move |s| {
+            let full = s.copies && (s.now > 4 || s.n < 3);
+            full.then_some(Wrong::Refused(status, code))
+        });
+        let files: Vec<CopyFile> = (0..300)
+            .map(|i| CopyFile {
+                from: from.clone(),
+                to: format!("files/{code}/{i}").as_str().into(),
+                size: 3_000,
+                etag: etag.clone(),
+                group: 0,
+            })
+            .collect();
+        let host = Pool {
+            store: &store,
+            clock: SystemClock::new(),
+            entropy: SeededEntropy::new(1),
+            copied: AtomicU32::new(0),
+            notes: std::sync::Mutex::default(),
+        };
+        let mut done = Done::default();
+        let all = Slice {
+            files: u32::MAX,
+            time: Duration::MAX,
+        };
+        let ran = copy::run(&host, &files, &mut done, all).await.unwrap();
+        assert_eq!((ran, done.count()), (Ran::All, 300), "{code}");
+        assert_eq!(host.copied.load(Ordering::SeqCst), 300, "each file once");
+        let refused = proxy.heal();
+        assert!((3..150).contains(&refused), "{code}: {refused} refusals");
+        let notes = host.notes.lock().unwrap();
+        let said = notes.iter().filter(|n| n.contains(code)).count();
+        assert!(said > 0, "the reason is kept: {notes:?}");
+    }
 }
 
 async fn copy_missing(from: &Store, to: &Store) -> Error {

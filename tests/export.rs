@@ -10,7 +10,7 @@ use falconer::engine::clock::{SeededEntropy, SystemClock};
 use falconer::engine::error::{Error, ErrorKind, Result};
 use falconer::engine::format::bundle::{parse_metadata_uri, parse_place};
 use falconer::engine::format::keys::Family;
-use falconer::engine::format::{manifest, pb, snapshot};
+use falconer::engine::format::pb;
 use falconer::engine::ids::{JobId, KeyPrefix, ObjectKey, SnapshotId};
 use falconer::engine::jobs::export::Export;
 use falconer::engine::jobs::registry::Registry;
@@ -23,18 +23,13 @@ use falconer::engine::plan::Intent;
 use falconer::engine::plan::execute::{Executor, Parts};
 use falconer::engine::profile::{Elsewhere, ObjectKind, ObjectProfile, REQUEST_TIMEOUT, S3Profile};
 use futures::TryStreamExt as _;
-use futures::stream::BoxStream;
-use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    PutMultipartOptions, PutOptions, PutPayload, PutResult,
-};
+use support::bundles::{Files, bundle, from_bundle, put_moved, whole};
 use support::faults::{Faults, Stores, World, sweep_some};
 use support::s3;
-use support::same::same;
 use support::snapshots::{
     self as lab, FLUSHED, Made, ROOT, SMALL, Seed, all, collection, family, make, objects, roots,
 };
+use support::stubborn::stubborn;
 
 /// Points of each sweep in an ordinary run; `tools/sweep export` takes all of them.
 const POINTS: usize = 50;
@@ -114,102 +109,6 @@ async fn operate(stores: &Stores, intent: Intent) -> Result<Arc<JobInfo>> {
     Ok(info)
 }
 
-/// Everything of a bundle, by key below its root; and the root.
-fn bundle(objects: &BTreeMap<String, Bytes>) -> (String, BTreeMap<String, Bytes>) {
-    let metadata = objects
-        .keys()
-        .find(|k| k.contains("exports/") && k.contains("/metadata/"))
-        .expect("a bundle's metadata");
-    let (root, ..) = parse_metadata_uri(metadata).expect("its place");
-    let below = objects.iter().filter_map(|(key, bytes)| {
-        let rest = key.strip_prefix(&root)?.strip_prefix('/')?;
-        Some((rest.to_owned(), bytes.clone()))
-    });
-    let below = below.collect();
-    (root, below)
-}
-
-/// A bundle holds everything that its snapshot refers to and nothing else, and every path in it leads into it.
-fn whole(
-    made: &Made,
-    source: &BTreeMap<String, Bytes>,
-    objects: &BTreeMap<String, Bytes>,
-    uri: &str,
-) {
-    let (root, inside) = bundle(objects);
-    let (c, s) = (made.of, made.id);
-    let name = format!("snapshots/{c}/metadata/{s}.json");
-    let json = &inside[&name];
-    let metadata = snapshot::read_metadata(&format!("{root}/{name}"), json).unwrap();
-    assert_eq!(metadata.layout(), pb::data::SnapshotLayout::SelfContained);
-    let info = metadata.snapshot_info.as_ref().unwrap();
-    assert_eq!(info.state(), pb::data::SnapshotState::Pending);
-    assert!(info.pin_ids.is_empty() && info.pin_expire_at_ms.is_empty());
-    assert_eq!(info.s3_location, uri);
-    assert_eq!(
-        info.channel_seek_positions,
-        made.metadata
-            .snapshot_info
-            .as_ref()
-            .unwrap()
-            .channel_seek_positions
-    );
-    assert_eq!(metadata.collection, made.metadata.collection);
-    assert_eq!(metadata.indexes, made.metadata.indexes);
-    assert_eq!(metadata.segment_ids, made.metadata.segment_ids);
-    assert_eq!(metadata.build_ids, made.metadata.build_ids);
-    let manifests = metadata.manifest_list.iter().map(|key| {
-        let bytes = &inside[key.strip_prefix(&root).unwrap().trim_start_matches('/')];
-        (key.clone(), manifest::read(key, bytes, 4).unwrap())
-    });
-    // Joining checks each path against the bundle.
-    let read = snapshot::join(
-        &format!("{root}/{name}"),
-        metadata.clone(),
-        manifests.collect(),
-    );
-    let read = read.unwrap();
-    let mut data: BTreeMap<String, Bytes> = inside.clone();
-    data.retain(|key, _| key.starts_with("files/"));
-    let mut named = 0;
-    for (segment, original) in read.segments.iter().zip(&made.segments) {
-        let paths = |s: &pb::data::SegmentDescription| {
-            let lists = [&s.binlogs, &s.statslogs, &s.deltalogs, &s.bm25_statslogs];
-            let logs = lists.into_iter().flatten().flat_map(|f| &f.binlogs);
-            let mut all: Vec<String> = logs.map(|l| l.log_path.clone()).collect();
-            all.extend(
-                s.index_files
-                    .iter()
-                    .flat_map(|f| f.index_file_paths.clone()),
-            );
-            all
-        };
-        for (path, from) in paths(segment).iter().zip(paths(original)) {
-            let below = path.strip_prefix(&format!("{root}/files/")).unwrap();
-            assert_eq!(format!("{ROOT}/{below}"), from);
-            let copy = data
-                .remove(&format!("files/{below}"))
-                .unwrap_or_else(|| panic!("{path}"));
-            assert!(copy == source[&from], "{path}");
-            named += 1;
-        }
-        assert_eq!(segment.num_of_rows, original.num_of_rows);
-    }
-    assert!(named >= 18, "{named}");
-    assert_eq!(
-        data.keys().collect::<Vec<_>>(),
-        Vec::<&String>::new(),
-        "nothing more"
-    );
-    let others = inside.keys().filter(|k| !k.starts_with("files/")).count();
-    assert_eq!(
-        others,
-        1 + made.segments.len(),
-        "no staging is left: {:?}",
-        inside.keys()
-    );
-}
-
 /// The cluster itself is as it was: no pin, no other record but the job's own, nothing lost.
 async fn unchanged(world: &World, made: &Made, state: i32, label: &str) {
     let jobs = family::<pb::data::ExportSnapshotJob>(&*world.meta, Family::ExportSnapshotJob).await;
@@ -228,110 +127,14 @@ async fn unchanged(world: &World, made: &Made, state: i32, label: &str) {
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_export_survives_every_fault() {
-    let (world, made) = small_world().await;
-    let before = objects(&*world.objects).await;
-    let drive = async |stores: &Stores| {
-        let info = operate(stores, intent(made.id, "backups/books")).await?;
-        if info.state == JobState::Verified {
-            return Ok(());
-        }
-        let what = format!("{:?}: {:?} {:?}", info.state, info.error, info.notes);
-        Err(Error::new(ErrorKind::Internal, what))
-    };
-    let check = async |world: &World, label: &str| {
-        let after = objects(&*world.objects).await;
-        let (root, _) = bundle(&after);
-        assert!(root.starts_with("backups/books/exports/"), "{root}");
-        let uri = format!("{root}/snapshots/{}/metadata/{}.json", made.of, made.id);
-        whole(made, &before, &after, &uri);
-        for (key, bytes) in &before {
-            assert!(after.get(key) == Some(bytes), "{label}: {key}");
-        }
-        let outside = after.keys().filter(|k| !k.starts_with(&root)).count();
-        assert_eq!(
-            outside,
-            before.len(),
-            "{label}: nothing but the bundle is new"
-        );
-        unchanged(world, made, 3, label).await;
-    };
-    let runs = sweep_some(POINTS, ROOT, async || small_world().await.0, drive, check).await;
-    assert!(runs > 100, "{runs}");
-}
-
-/// A store that lets everything be written but the staged metadata: the last thing before a bundle is published.
-#[derive(Debug)]
-struct Strict(Arc<dyn ObjectStore>);
-
-impl std::fmt::Display for Strict {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Strict")
-    }
-}
-
-#[allow(
-    clippy::disallowed_methods,
-    reason = "a store that stands in front of another passes every call on"
-)]
-#[async_trait::async_trait]
-impl ObjectStore for Strict {
-    async fn put_opts(
-        &self,
-        at: &Path,
-        payload: PutPayload,
-        opts: PutOptions,
-    ) -> object_store::Result<PutResult> {
-        if at.as_ref().contains("_staging") {
-            let (path, source) = (at.to_string(), "made to refuse".into());
-            return Err(object_store::Error::PermissionDenied { path, source });
-        }
-        self.0.put_opts(at, payload, opts).await
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        at: &Path,
-        opts: PutMultipartOptions,
-    ) -> object_store::Result<Box<dyn MultipartUpload>> {
-        self.0.put_multipart_opts(at, opts).await
-    }
-
-    async fn get_opts(&self, at: &Path, options: GetOptions) -> object_store::Result<GetResult> {
-        self.0.get_opts(at, options).await
-    }
-
-    fn delete_stream(
-        &self,
-        all: BoxStream<'static, object_store::Result<Path>>,
-    ) -> BoxStream<'static, object_store::Result<Path>> {
-        self.0.delete_stream(all)
-    }
-
-    fn list(&self, below: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
-        self.0.list(below)
-    }
-
-    async fn list_with_delimiter(&self, below: Option<&Path>) -> object_store::Result<ListResult> {
-        self.0.list_with_delimiter(below).await
-    }
-
-    async fn copy_opts(&self, a: &Path, b: &Path, how: CopyOptions) -> object_store::Result<()> {
-        self.0.copy_opts(a, b, how).await
-    }
-}
-
 /// Everything is copied and every manifest written when it fails for good, and every fault strikes on the way there and back.
 #[tokio::test(start_paused = true)]
 async fn a_failed_export_leaves_nothing_behind_through_every_fault() {
     let make_world = async || {
-        let (world, _) = small_world().await;
-        World::new(
-            world.meta.clone(),
-            Arc::new(Strict(world.objects.clone())),
-            lab::NOW,
-        )
+        let (world, store) = stubborn(&small_world().await.0);
+        // The last thing before a bundle is published.
+        *store.unwritable.lock().unwrap() = Some("_staging".into());
+        world
     };
     let (world, made) = small_world().await;
     let before = objects(&*world.objects).await;
@@ -388,10 +191,8 @@ async fn a_cancelled_export_leaves_nothing_behind() {
     unchanged(&world, made, 4, "cancelled").await;
 }
 
-/// A bundle that was moved as a whole, and its snapshot's own files out of reach of every copy.
 async fn moved_world() -> (World, &'static Made) {
-    static BUNDLE: tokio::sync::OnceCell<BTreeMap<String, Bytes>> =
-        tokio::sync::OnceCell::const_new();
+    static BUNDLE: tokio::sync::OnceCell<Files> = tokio::sync::OnceCell::const_new();
     let (world, made) = small_world().await;
     let inside = BUNDLE
         .get_or_init(|| async {
@@ -402,65 +203,8 @@ async fn moved_world() -> (World, &'static Made) {
             bundle(&objects(&*world.objects).await).1
         })
         .await;
-    for (key, bytes) in inside {
-        lab::put_object(
-            &world,
-            &format!("moved/here/{key}").as_str().into(),
-            bytes.to_vec(),
-        )
-        .await;
-    }
+    put_moved(&world, inside).await;
     (world, made)
-}
-
-fn from_bundle(made: &Made, name: &str) -> Intent {
-    Intent::RestoreBundle {
-        uri: format!("moved/here/snapshots/{}/metadata/{}.json", made.of, made.id),
-        database: "default".into(),
-        collection: name.into(),
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_moved_bundle_restores_one_to_one_through_every_fault() {
-    let (world, made) = moved_world().await;
-    let before = objects(&*world.objects).await;
-    let drive = async |stores: &Stores| {
-        let info = operate(stores, from_bundle(made, "copied")).await?;
-        for op in stores
-            .faults
-            .ops()
-            .iter()
-            .filter(|op| op.what.starts_with("copy "))
-        {
-            assert!(op.what.starts_with("copy moved/here/files/"), "{}", op.what);
-        }
-        if info.state == JobState::Verified {
-            return Ok(());
-        }
-        let what = format!("{:?}: {:?} {:?}", info.state, info.error, info.notes);
-        Err(Error::new(ErrorKind::Internal, what))
-    };
-    let check = async |world: &World, label: &str| {
-        let after = objects(&*world.objects).await;
-        for (key, bytes) in &before {
-            assert!(after.get(key) == Some(bytes), "{label}: {key}");
-            if key.starts_with("moved/here/") {
-                // What follows looks at the cluster's own files alone.
-                #[allow(clippy::disallowed_methods, reason = "the bundle is taken away again")]
-                object_store::ObjectStoreExt::delete(&*world.objects, &key.as_str().into())
-                    .await
-                    .unwrap();
-            }
-        }
-        same(world, made, "copied", label).await;
-        let jobs = family::<pb::data::CopySegmentJob>(&*world.meta, Family::CopySegmentJob).await;
-        let job = &jobs[0].1;
-        assert!(job.external && job.external_spec.is_empty(), "{label}");
-        assert_eq!(job.snapshot_fingerprint.len(), 64, "{label}");
-    };
-    let runs = sweep_some(POINTS, ROOT, async || moved_world().await.0, drive, check).await;
-    assert!(runs > 100, "{runs}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -637,6 +381,23 @@ async fn bundles_go_to_the_own_bucket_another_one_and_a_folder() {
         .unwrap()
         .0
     };
+    // By whatever name: not among the cluster's own data.
+    let by_url = format!("{}/export-own/{ROOT}/x", server.url);
+    for target in [
+        "s3://export-own/files",
+        "s3://export-own/files/insert_log",
+        &by_url,
+    ] {
+        let (world, _) = small_world().await;
+        let stores = world.open(&Faults::none(), ROOT);
+        let runner = runner(world.meta.clone(), write.clone(), &stores, 3);
+        let plan = runner.plan(intent(made.id, target), Arc::default()).await;
+        let plan = plan.unwrap();
+        let failed: Vec<_> = plan.failures().filter_map(|c| c.failed.clone()).collect();
+        let is_named = |why: &String| why.contains("among the cluster's own data");
+        assert!(failed.iter().any(is_named), "{target}: {failed:?}");
+        runner.stop().await;
+    }
     let by_url = format!("{}/export-other/by/url", server.url);
     for target in ["backups", "s3://export-other/deep/down", &by_url, &folder] {
         let (world, _) = small_world().await;

@@ -12,9 +12,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use falconer::engine::clock::SystemClock;
 use falconer::engine::error::{Error, ErrorKind};
+use falconer::engine::format::bundle::parse_place;
 use falconer::engine::ids::ObjectKey;
 use falconer::engine::objects::{
-    Copied, ObjectMeta, ObjectRead, ObjectWrite, Origin, PutMode, open,
+    Copied, How, ObjectMeta, ObjectRead, ObjectWrite, Origin, PutMode, open,
 };
 use falconer::engine::profile::{ObjectKind, ObjectProfile, REQUEST_TIMEOUT, S3Profile};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -528,6 +529,7 @@ async fn tls_towards_a_plain_port_names_its_key() {
 struct Script {
     url: String,
     seen: Arc<Mutex<Vec<String>>>,
+    heads: Arc<Mutex<Vec<String>>>,
 }
 
 impl Script {
@@ -536,13 +538,19 @@ impl Script {
         let url = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
-        let log = seen.clone();
+        let heads = Arc::new(Mutex::new(Vec::new()));
+        let (log, all) = (seen.clone(), heads.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, answers.clone(), log.clone()));
+                tokio::spawn(serve(stream, answers.clone(), log.clone(), all.clone()));
             }
         });
-        Self { url, seen }
+        Self { url, seen, heads }
+    }
+
+    /// Whole heads, in small letters.
+    fn heads(&self) -> Vec<String> {
+        self.heads.lock().unwrap().clone()
     }
 
     fn seen(&self) -> Vec<String> {
@@ -554,6 +562,7 @@ async fn serve(
     mut stream: TcpStream,
     answers: Arc<Mutex<VecDeque<String>>>,
     seen: Arc<Mutex<Vec<String>>>,
+    heads: Arc<Mutex<Vec<String>>>,
 ) {
     let mut buffer = Vec::new();
     loop {
@@ -579,6 +588,7 @@ async fn serve(
         seen.lock()
             .unwrap()
             .push(text.lines().next().unwrap_or_default().to_owned());
+        heads.lock().unwrap().push(text);
         let answer = answers.lock().unwrap().pop_front();
         match answer {
             // The connection is cut after the request was read: nobody knows what became of it.
@@ -809,17 +819,7 @@ async fn azure_and_google_speak_to_their_endpoints() {
         "<Error><Code>ContainerNotFound</Code><Message>m</Message></Error>",
     )];
     let script = Script::start(answers).await;
-    let (read, _) = open(&ObjectProfile {
-        kind: ObjectKind::Azure {
-            account: "devstoreaccount1".into(),
-            key: Some("c2VjcmV0".into()),
-            container: "a-container".into(),
-            endpoint: Some(format!("{}/devstoreaccount1", script.url)),
-            request_timeout: REQUEST_TIMEOUT,
-        },
-        root: "files".into(),
-    })
-    .unwrap();
+    let (read, _) = azure(&script.url, "a-container");
     let e = read.get(&"files/x".into()).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Config, "{e}");
     one_line(&e, &["a-container", "minio.bucketName"]);
@@ -833,25 +833,141 @@ async fn azure_and_google_speak_to_their_endpoints() {
         "{\"error\":{\"code\":404,\"message\":\"The specified bucket does not exist.\",\"errors\":[{\"reason\":\"notFound\"}]}}",
     )])
     .await;
-    // What a test server of Google's storage takes instead of a signed key.
-    let json = format!(
-        "{{\"gcs_base_url\":\"{}\",\"disable_oauth\":true,\"client_email\":\"\",\"private_key\":\"\",\"private_key_id\":\"\"}}",
-        script.url
-    );
-    let (read, _) = open(&ObjectProfile {
-        kind: ObjectKind::Gcs {
-            bucket: "g-bucket".into(),
-            credential_json: Some(json.into()),
-            endpoint: Some(script.url.clone()),
-            request_timeout: REQUEST_TIMEOUT,
-        },
-        root: "files".into(),
-    })
-    .unwrap();
+    let (read, _) = google(&script.url, "g-bucket");
     let e = read.get(&"files/x".into()).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Config, "{e}");
     one_line(&e, &["g-bucket", "minio.bucketName"]);
     assert_eq!(script.seen().len(), 1);
+}
+
+/// Answers a HEAD: an object of so many bytes.
+fn there(size: usize) -> String {
+    format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {size}\r\netag: \"e\"\r\nlast-modified: Wed, 12 Oct 2009 17:50:00 GMT\r\n\r\n"
+    )
+}
+
+fn azure(url: &str, container: &str) -> (ObjectRead, ObjectWrite) {
+    let profile = ObjectProfile {
+        kind: ObjectKind::Azure {
+            account: "devstoreaccount1".into(),
+            key: Some("c2VjcmV0".into()),
+            container: container.into(),
+            endpoint: Some(format!("{url}/devstoreaccount1")),
+            request_timeout: REQUEST_TIMEOUT,
+        },
+        root: "files".into(),
+    };
+    open(&profile).unwrap()
+}
+
+fn google(url: &str, bucket: &str) -> (ObjectRead, ObjectWrite) {
+    // What a test server of Google's storage takes instead of a signed key.
+    let json = format!(
+        "{{\"gcs_base_url\":\"{url}\",\"disable_oauth\":true,\"client_email\":\"\",\"private_key\":\"\",\"private_key_id\":\"\"}}"
+    );
+    let profile = ObjectProfile {
+        kind: ObjectKind::Gcs {
+            bucket: bucket.into(),
+            credential_json: Some(json.into()),
+            endpoint: Some(url.to_owned()),
+            request_timeout: REQUEST_TIMEOUT,
+        },
+        root: "files".into(),
+    };
+    open(&profile).unwrap()
+}
+
+/// Between providers an object goes through here; inside one bucket the provider copies it; and where it will not, it goes through
+/// here too. Each copy is compared by what the target says of it.
+#[tokio::test]
+async fn objects_come_from_and_go_to_azure_and_google() {
+    let body = Bytes::from_static(b"hello");
+    let key: ObjectKey = "files/x".into();
+    let to: ObjectKey = "files/y".into();
+    let made = async |source: &ObjectRead, target: &ObjectWrite| {
+        let (key, size, etag) = (&key, 5, None);
+        let origin = Origin { key, size, etag };
+        let clock = SystemClock::new();
+        target.copy_from(&clock, source, origin, &to).await
+    };
+    type Opened = fn(&str, &str) -> (ObjectRead, ObjectWrite);
+    let providers: [(Opened, &str, &str); 2] = [
+        (azure, "/devstoreaccount1/c", "x-ms-copy-source"),
+        (google, "/c", "x-goog-copy-source"),
+    ];
+    for (opened, base, own) in providers {
+        // Out of here.
+        let (read, write) = memory();
+        write
+            .put(&key, body.clone(), PutMode::Overwrite)
+            .await
+            .unwrap();
+        let script = Script::start(vec![answer("201 Created", ""), there(5)]).await;
+        let done = made(&read, &opened(&script.url, "c").1).await.unwrap();
+        assert_eq!(done.how, How::Through, "{base}");
+        let put = format!("put {base}/files/y http/1.1");
+        let head = format!("head {base}/files/y http/1.1");
+        assert_eq!(script.seen(), [put.clone(), head.clone()]);
+        // Another size at the target is no copy.
+        let script = Script::start(vec![answer("201 Created", ""), there(4)]).await;
+        let e = made(&read, &opened(&script.url, "c").1).await.unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
+        one_line(&e, &["files/y has 4 bytes", "files/x has 5"]);
+        // Into here.
+        let (read, write) = memory();
+        let script = Script::start(vec![answer("200 OK", "hello")]).await;
+        let done = made(&opened(&script.url, "c").0, &write).await.unwrap();
+        assert_eq!(done.how, How::Through, "{base}");
+        assert_eq!(script.seen(), [format!("get {base}/files/x http/1.1")]);
+        assert_eq!(read.get(&to).await.unwrap(), body);
+        // Inside.
+        let script = Script::start(vec![answer("202 Accepted", ""), there(5)]).await;
+        let (read, write) = opened(&script.url, "c");
+        let done = made(&read, &write).await.unwrap();
+        assert_eq!(done.how, How::Server, "{base}");
+        assert_eq!(script.seen(), [put.clone(), head.clone()]);
+        assert!(script.heads()[0].contains(own), "{:?}", script.heads());
+        // Inside, refused.
+        let refusal = error_document("400 Bad Request", "InvalidOperation", "");
+        let through = vec![
+            refusal,
+            answer("200 OK", "hello"),
+            answer("201 Created", ""),
+            there(5),
+        ];
+        let script = Script::start(through).await;
+        let (read, write) = opened(&script.url, "c");
+        let done = made(&read, &write).await.unwrap();
+        assert_eq!(done.how, How::Through, "{base}");
+        let get = format!("get {base}/files/x http/1.1");
+        assert_eq!(script.seen(), [put.clone(), get, put, head]);
+        // Another bucket of the same server, by URI: with the same credentials, at the same place.
+        let script = Script::start(vec![answer("200 OK", "hello")]).await;
+        let (read, _) = opened(&script.url, "c");
+        let there = match base {
+            "/c" => "gs://other/deep".to_owned(),
+            _ => "azure://devstoreaccount1.blob.core.windows.net/other/deep".to_owned(),
+        };
+        let (there, prefix) = parse_place(&there).unwrap();
+        assert_eq!(prefix, "deep");
+        let other = read.elsewhere(&there).unwrap();
+        assert_eq!(other.get(&"deep/x".into()).await.unwrap(), body);
+        let base = base.replace("/c", "/other");
+        assert_eq!(script.seen(), [format!("get {base}/deep/x http/1.1")]);
+    }
+}
+
+/// S3: a copy that is done and yet another one.
+#[tokio::test]
+async fn a_copy_of_another_size_is_no_copy() {
+    let done = "<CopyObjectResult><ETag>\"f\"</ETag></CopyObjectResult>";
+    let script = Script::start(vec![answer("200 OK", done), there(4)]).await;
+    let (_, write) = open_s3(s3_profile(&script.url, "a-bucket"));
+    let made = copy(&write, &"files/x".into(), 5, &"files/y".into()).await;
+    let e = made.unwrap_err();
+    assert_eq!(e.kind(), ErrorKind::Corrupt, "{e}");
+    one_line(&e, &["files/y has 4 bytes", "files/x has 5"]);
 }
 
 #[test]

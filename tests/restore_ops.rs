@@ -9,13 +9,9 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use falconer::engine::clock::SeededEntropy;
 use falconer::engine::error::ErrorKind;
 use falconer::engine::format::keys::{Family, Key};
@@ -29,106 +25,21 @@ use falconer::engine::jobs::restore_map::{Given, Source, draw};
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
 use falconer::engine::meta::Span;
 use falconer::engine::meta::embedded::EmbeddedStore;
-use falconer::engine::model::jobs::{JobInfo, JobState};
+use falconer::engine::model::jobs::JobState;
 use falconer::engine::plan::Intent;
 use falconer::engine::plan::execute::{Executor, Parts};
 use falconer::engine::plan::journal::Order;
-use futures::stream::BoxStream;
+use object_store::ObjectStoreExt;
 use object_store::path::Path;
-use object_store::{
-    CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult,
-};
 use prost::Message;
 use support::faults::{Faults, Mode, Stores, World};
 use support::same::{same, unpinned};
 use support::snapshots::{
     self as lab, Made, NOW, ROOT, all, collection, family, make, objects, roots,
 };
+use support::stubborn::{Stubborn, paths, pins, seen, stubborn};
 
 const SNAPSHOT: i64 = 470_660_334_431_990_001;
-
-/// A store that refuses to copy what it is told to refuse.
-struct Stubborn {
-    inner: Arc<dyn ObjectStore>,
-    refused: Mutex<BTreeSet<String>>,
-    copies: Mutex<Vec<String>>,
-}
-
-impl fmt::Debug for Stubborn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Stubborn")
-    }
-}
-
-impl fmt::Display for Stubborn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Stubborn")
-    }
-}
-
-#[async_trait]
-impl ObjectStore for Stubborn {
-    async fn put_opts(
-        &self,
-        at: &Path,
-        payload: PutPayload,
-        opts: PutOptions,
-    ) -> object_store::Result<PutResult> {
-        self.inner.put_opts(at, payload, opts).await
-    }
-
-    async fn put_multipart_opts(
-        &self,
-        at: &Path,
-        opts: PutMultipartOptions,
-    ) -> object_store::Result<Box<dyn MultipartUpload>> {
-        self.inner.put_multipart_opts(at, opts).await
-    }
-
-    async fn get_opts(&self, at: &Path, options: GetOptions) -> object_store::Result<GetResult> {
-        self.inner.get_opts(at, options).await
-    }
-
-    async fn get_ranges(
-        &self,
-        at: &Path,
-        ranges: &[Range<u64>],
-    ) -> object_store::Result<Vec<Bytes>> {
-        self.inner.get_ranges(at, ranges).await
-    }
-
-    fn delete_stream(
-        &self,
-        locations: BoxStream<'static, object_store::Result<Path>>,
-    ) -> BoxStream<'static, object_store::Result<Path>> {
-        self.inner.delete_stream(locations)
-    }
-
-    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
-        self.inner.list(prefix)
-    }
-
-    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> object_store::Result<ListResult> {
-        self.inner.list_with_delimiter(prefix).await
-    }
-
-    async fn copy_opts(
-        &self,
-        from: &Path,
-        to: &Path,
-        options: CopyOptions,
-    ) -> object_store::Result<()> {
-        if self.refused.lock().unwrap().contains(from.as_ref()) {
-            return Err(object_store::Error::PermissionDenied {
-                path: from.to_string(),
-                source: "the policy of this bucket denies s3:GetObject here".into(),
-            });
-        }
-        self.copies.lock().unwrap().push(from.to_string());
-        self.inner.copy_opts(from, to, options).await
-    }
-}
 
 fn runner(stores: &Stores, seed: u64) -> RunnerHandle {
     let executor = Executor::new(Parts {
@@ -160,33 +71,6 @@ async fn begin(runner: &RunnerHandle, name: &str) -> JobId {
     runner.apply(&plan.hash, "").await.unwrap()
 }
 
-async fn seen(
-    runner: &RunnerHandle,
-    job: JobId,
-    what: &str,
-    is: impl Fn(&JobInfo) -> bool,
-) -> Arc<JobInfo> {
-    let mut view = runner.view.clone();
-    let waiting = async {
-        loop {
-            let found = view
-                .borrow_and_update()
-                .jobs
-                .iter()
-                .find(|j| j.id == job)
-                .cloned();
-            match found {
-                Some(info) if is(&info) => return info,
-                _ => view.changed().await.unwrap(),
-            }
-        }
-    };
-    match tokio::time::timeout(Duration::from_mins(10), waiting).await {
-        Ok(info) => info,
-        Err(late) => panic!("{what} not seen, {late}: {:?}", runner.view.borrow().jobs),
-    }
-}
-
 /// Two segments with deletes and index files, and a snapshot of them.
 async fn small_world() -> (World, Made) {
     let world = lab::small_seed(&lab::FLUSHED).await.world();
@@ -209,31 +93,8 @@ async fn watched_world() -> (World, Made) {
 
 async fn stubborn_world() -> (World, Made, Arc<Stubborn>) {
     let (world, made) = small_world().await;
-    let store = Arc::new(Stubborn {
-        inner: world.objects.clone(),
-        refused: Mutex::default(),
-        copies: Mutex::default(),
-    });
-    let world = World::new(world.meta.clone(), store.clone(), NOW);
+    let (world, store) = stubborn(&world);
     (world, made, store)
-}
-
-fn paths(made: &Made) -> Vec<String> {
-    let s = &made.segments;
-    let logs = s.iter().flat_map(|s| s.binlogs.iter().chain(&s.deltalogs));
-    logs.flat_map(|f| &f.binlogs)
-        .map(|b| b.log_path.clone())
-        .collect()
-}
-
-async fn pins(world: &World, made: &Made) -> BTreeMap<i64, u64> {
-    let kv = world.meta.get(&made.key).await.unwrap().unwrap();
-    let record = pb::data::SnapshotInfo::decode(kv.value).unwrap();
-    record
-        .pin_expire_at_ms
-        .iter()
-        .map(|(id, at)| (*id, *at as u64))
-        .collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -309,7 +170,7 @@ async fn what_would_not_copy_is_retried_alone() {
 async fn a_stuck_restore_is_taken_back_when_told_or_when_its_day_is_over() {
     for told in [true, false] {
         let (world, made, store) = stubborn_world().await;
-        let before = objects(&*world.objects).await;
+        let before = objects(&*store.inner).await;
         store
             .refused
             .lock()
@@ -318,7 +179,7 @@ async fn a_stuck_restore_is_taken_back_when_told_or_when_its_day_is_over() {
         let first = process(&world, 1);
         let job = begin(&first, "gone").await;
         assert_eq!(first.ended(job).await.unwrap().state, JobState::Stuck);
-        assert!(objects(&*world.objects).await.len() > before.len());
+        assert!(objects(&*store.inner).await.len() > before.len());
         if told {
             first.order(job, Order::Cancel).await.unwrap();
         } else {
@@ -334,7 +195,7 @@ async fn a_stuck_restore_is_taken_back_when_told_or_when_its_day_is_over() {
             JobState::Failed
         };
         assert_eq!(info.state, want, "{info:?}");
-        assert_eq!(objects(&*world.objects).await, before, "nothing stays");
+        assert_eq!(objects(&*store.inner).await, before, "nothing stays");
         unpinned(&world, &made, "taken back").await;
         let jobs = family::<pb::data::CopySegmentJob>(&*world.meta, Family::CopySegmentJob).await;
         let failed = &jobs[0].1;

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use falconer::engine::clock::SeededEntropy;
 use falconer::engine::error::{Error, ErrorKind, Result};
+use falconer::engine::format::keys::Family;
+use falconer::engine::format::pb;
 use falconer::engine::ids::{JobId, SnapshotId};
 use falconer::engine::jobs::references::Keeper;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
@@ -15,8 +17,11 @@ use falconer::engine::model::facts::Tolerances;
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::plan::Intent;
 use falconer::engine::plan::execute::{Executor, Parts};
-use support::faults::{Stores, World, sweep};
-use support::snapshots::{self as lab, Made, ROOT, Seed, collection, make, roots};
+use support::bundles::{Files, MOVED, bundle, from_bundle, put_moved, whole};
+use support::faults::{Faults, Stores, World, sweep};
+use support::place::destroy;
+use support::same::{same, unpinned};
+use support::snapshots::{self as lab, Made, ROOT, Seed, collection, family, make, objects, roots};
 use support::sound::{Before, id_of, sound};
 
 const SNAPSHOT: SnapshotId = SnapshotId(470_660_334_431_990_001);
@@ -39,18 +44,37 @@ fn runner(stores: &Stores) -> RunnerHandle {
 
 /// Two flushed segments with deletes and index files, and a snapshot of them; one world a point.
 async fn world() -> World {
+    seed().await.0.world()
+}
+
+async fn seed() -> &'static (Seed, Made) {
     static SEED: tokio::sync::OnceCell<(Seed, Made)> = tokio::sync::OnceCell::const_new();
-    let (seed, _) = SEED
+    SEED.get_or_init(|| async {
+        let seed = lab::small_seed(&lab::FLUSHED).await;
+        seed.prepare(async |world: &World| {
+            let (db, of) = collection(&*world.meta, "metrics").await;
+            make(world, db, of, SNAPSHOT.0, "nightly", 2).await
+        })
+        .await
+    })
+    .await
+}
+
+/// The same, and beside it a bundle of the snapshot that was moved as a whole.
+async fn moved_world() -> World {
+    static BUNDLE: tokio::sync::OnceCell<Files> = tokio::sync::OnceCell::const_new();
+    let inside = BUNDLE
         .get_or_init(|| async {
-            let seed = lab::small_seed(&lab::FLUSHED).await;
-            seed.prepare(async |world: &World| {
-                let (db, of) = collection(&*world.meta, "metrics").await;
-                make(world, db, of, SNAPSHOT.0, "nightly", 2).await
-            })
-            .await
+            let world = world().await;
+            let stores = world.open(&Faults::none(), ROOT);
+            let info = operate(&stores, &export(), nothing).await.unwrap();
+            assert_eq!(info.state, JobState::Verified, "{:?}", info.error);
+            bundle(&objects(&*world.objects).await).1
         })
         .await;
-    seed.world()
+    let world = world().await;
+    put_moved(&world, inside).await;
+    world
 }
 
 /// What became of the job, if one was begun.
@@ -98,7 +122,7 @@ async fn operate(
     Ok(info)
 }
 
-/// One verb through all points. `wanted` are the states in which its job may end; `made` the name that it publishes.
+/// One verb through all points. `wanted` are the states in which its job may end; `name` what it publishes.
 async fn swept(
     what: &str,
     intent: Intent,
@@ -106,7 +130,20 @@ async fn swept(
     name: Option<&str>,
     meanwhile: impl AsyncFn(&RunnerHandle, JobId),
 ) {
-    let before = Before::of(&world().await).await;
+    let more = async |_: &World, _: &str| {};
+    swept_in(world, what, intent, (wanted, name), meanwhile, more).await;
+}
+
+/// The same in worlds of another make, with more to look at in the end.
+async fn swept_in(
+    make: impl AsyncFn() -> World,
+    what: &str,
+    intent: Intent,
+    (wanted, name): (&[JobState], Option<&str>),
+    meanwhile: impl AsyncFn(&RunnerHandle, JobId),
+    more: impl AsyncFn(&World, &str),
+) {
+    let before = Before::of(&make().await).await;
     let drive = async |stores: &Stores| {
         let info = operate(stores, &intent, &meanwhile).await?;
         if wanted.contains(&info.state) {
@@ -123,9 +160,11 @@ async fn swept(
             let must = wanted == [JobState::Verified];
             assert!(!must || !made.is_empty(), "{label}: no {name}");
         }
-        sound(world, &before, &made, &format!("{what}: {label}")).await;
+        let label = format!("{what}: {label}");
+        sound(world, &before, &made, &label).await;
+        more(world, &label).await;
     };
-    let points = sweep(ROOT, world, drive, check).await;
+    let points = sweep(ROOT, make, drive, check).await;
     println!("{what}: {points} points");
     assert!(points > 30, "{what}: {points}");
 }
@@ -201,4 +240,78 @@ async fn collection_stays_sound_through_every_fault() {
         quarantine: false,
     };
     swept("gc", intent, &[JobState::Verified], None, nothing).await;
+}
+
+fn export() -> Intent {
+    Intent::Export {
+        snapshot: SNAPSHOT,
+        target: "backups".into(),
+    }
+}
+
+/// A bundle that is whole and nothing else is new; or nothing is, where none is `wanted`.
+async fn exported(world: &World, wanted: bool, label: &str) {
+    let (seed, made) = seed().await;
+    let before = objects(&*seed.world().objects).await;
+    let after = objects(&*world.objects).await;
+    let new: Files = after
+        .iter()
+        .filter(|(key, _)| !before.contains_key(*key))
+        .map(|(key, bytes)| (key.clone(), bytes.clone()))
+        .collect();
+    for (key, bytes) in &before {
+        assert!(after.get(key) == Some(bytes), "{label}: {key}");
+    }
+    if new.is_empty() && !wanted {
+        return;
+    }
+    let (root, inside) = bundle(&new);
+    assert!(root.starts_with("backups/exports/"), "{label}: {root}");
+    assert_eq!(inside.len(), new.len(), "{label}: {:?}", new.keys());
+    let uri = format!("{root}/snapshots/{}/metadata/{}.json", made.of, made.id);
+    whole(made, &before, &after, &uri);
+    unpinned(world, made, label).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn export_stays_sound_through_every_fault() {
+    let wanted = (&[JobState::Verified][..], None);
+    let more = async |world: &World, label: &str| exported(world, true, label).await;
+    swept_in(world, "export", export(), wanted, nothing, more).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_export_stays_sound_through_every_fault() {
+    let wanted = (&[JobState::Cancelled, JobState::Verified][..], None);
+    let more = async |world: &World, label: &str| exported(world, false, label).await;
+    swept_in(world, "cancelled export", export(), wanted, cancel, more).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn restore_from_a_bundle_stays_sound_through_every_fault() {
+    let (_, made) = seed().await;
+    let wanted = (&[JobState::Verified][..], Some("copy"));
+    let more = async |world: &World, label: &str| {
+        let jobs = family::<pb::data::CopySegmentJob>(&*world.meta, Family::CopySegmentJob).await;
+        let job = &jobs[0].1;
+        assert!(job.external && job.external_spec.is_empty(), "{label}");
+        assert_eq!(job.snapshot_fingerprint.len(), 64, "{label}");
+        // What follows looks at the cluster's own files alone: the bundle is taken away again.
+        for key in objects(&*world.objects).await.into_keys() {
+            if key.starts_with(MOVED) {
+                destroy(&*world.objects, &key).await;
+            }
+        }
+        same(world, made, "copy", label).await;
+    };
+    let intent = from_bundle(made, "copy");
+    swept_in(
+        moved_world,
+        "restore from a bundle",
+        intent,
+        wanted,
+        nothing,
+        more,
+    )
+    .await;
 }

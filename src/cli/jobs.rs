@@ -7,7 +7,7 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Handle, Reply, Request};
 use crate::engine::ids::JobId;
 use crate::engine::model::catalog::Catalog;
-use crate::engine::model::jobs::{JobInfo, JobState};
+use crate::engine::model::jobs::{JobInfo, JobKind, JobState};
 use crate::engine::plan::{Danger, Intent, Plan};
 
 use super::{ApplyArgs, Format, output};
@@ -99,17 +99,25 @@ async fn ours(handle: &Handle, request: impl Fn() -> Request) -> Result<()> {
 }
 
 /// How fast a job is to go.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub struct Pace {
-    /// Bytes a second; 0 = no limit.
+    /// Bytes a second that the copies are held to, e.g. `20MiB`; 0 = no limit.
+    #[arg(long, value_name = "BYTES", value_parser = super::rate)]
     pub rate: Option<u64>,
     /// Objects deleted or moved a second; 0 = no limit.
+    #[arg(skip)]
     pub objects: Option<u64>,
-    /// Copies at once.
+    /// Copies at once, 1 to 256.
+    #[arg(long, value_name = "COPIES", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub parallel: Option<u32>,
 }
 
 impl Pace {
+    /// Nobody asked for anything.
+    pub const fn is_unasked(&self) -> bool {
+        self.rate.is_none() && self.parallel.is_none() && self.objects.is_none()
+    }
+
     /// Asks for it.
     pub async fn set(self, handle: &Handle, job: JobId) -> Result<()> {
         if let Some(rate) = self.rate {
@@ -306,6 +314,14 @@ pub async fn follow(
     }
 }
 
+/// The command that a job of this kind is watched, retried and cancelled with.
+pub const fn command(kind: JobKind) -> &'static str {
+    match kind {
+        JobKind::Export => "export",
+        _ => "restore",
+    }
+}
+
 fn result(info: &JobInfo) -> Result<u8> {
     match info.state {
         JobState::Verified => Ok(0),
@@ -318,8 +334,9 @@ fn result(info: &JobInfo) -> Result<u8> {
             Err(
                 Error::new(ErrorKind::Conflict, format!("{} is stuck: {why}", info.title)).fix(
                     format!(
-                        "clear the cause, then: falconer restore retry {0}; or take it back: falconer restore cancel {0}",
-                        info.id
+                        "clear the cause, then: falconer {1} retry {0}; or take it back: falconer {1} cancel {0}",
+                        info.id,
+                        command(info.kind)
                     ),
                 ),
             )

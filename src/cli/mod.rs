@@ -294,12 +294,9 @@ pub enum RestoreCommand {
         /// A bundle instead of a snapshot: the URI of its metadata, as `export start` tells it.
         #[arg(long, value_name = "URI")]
         from: Option<String>,
-        /// Bytes a second that the copies are held to, e.g. `20MiB`; 0 = no limit.
-        #[arg(long, value_name = "BYTES", value_parser = rate)]
-        rate: Option<u64>,
-        /// Copies at once, 1 to 256.
-        #[arg(long, value_name = "COPIES", value_parser = clap::value_parser!(u32).range(1..=256))]
-        parallel: Option<u32>,
+        /// How its copies run.
+        #[command(flatten)]
+        pace: jobs::Pace,
         /// How to apply.
         #[command(flatten)]
         apply: ApplyArgs,
@@ -308,12 +305,9 @@ pub enum RestoreCommand {
     Watch {
         /// Its id.
         job: i64,
-        /// From now on, bytes a second that the copies are held to, e.g. `20MiB`; 0 = no limit.
-        #[arg(long, value_name = "BYTES", value_parser = rate)]
-        rate: Option<u64>,
-        /// Copies at once, 1 to 256.
-        #[arg(long, value_name = "COPIES", value_parser = clap::value_parser!(u32).range(1..=256))]
-        parallel: Option<u32>,
+        /// How its copies run.
+        #[command(flatten)]
+        pace: jobs::Pace,
         /// Output format.
         #[command(flatten)]
         out: OutputArgs,
@@ -349,15 +343,34 @@ pub enum ExportCommand {
         /// Below this: a key of the own bucket, `s3://BUCKET/PREFIX`, `https://HOST/BUCKET/PREFIX`, `gs://…`, `az://…` or
         /// `file:///FOLDER`.
         target: String,
-        /// Bytes a second that the copies are held to, e.g. `20MiB`; 0 = no limit.
-        #[arg(long, value_name = "BYTES", value_parser = rate)]
-        rate: Option<u64>,
+        /// How its copies run.
+        #[command(flatten)]
+        pace: jobs::Pace,
         /// How to apply.
         #[command(flatten)]
         apply: ApplyArgs,
     },
+    /// Follow a job until it ends.
+    Watch {
+        /// Its id.
+        job: i64,
+        /// How its copies run from now on.
+        #[command(flatten)]
+        pace: jobs::Pace,
+        /// Output format.
+        #[command(flatten)]
+        out: OutputArgs,
+    },
     /// List export jobs, ours and those of a Milvus.
     List {
+        /// Output format.
+        #[command(flatten)]
+        out: OutputArgs,
+    },
+    /// Try again what failed, of a job that is stuck: what is copied stays copied.
+    Retry {
+        /// Its id.
+        job: i64,
         /// Output format.
         #[command(flatten)]
         out: OutputArgs,
@@ -532,7 +545,11 @@ impl Command {
                 | RestoreCommand::Retry { .. }
                 | RestoreCommand::Cancel { .. },
             )
-            | Self::Export(ExportCommand::Cancel { .. }) => false,
+            | Self::Export(
+                ExportCommand::Watch { .. }
+                | ExportCommand::Retry { .. }
+                | ExportCommand::Cancel { .. },
+            ) => false,
         }
     }
 
@@ -540,12 +557,10 @@ impl Command {
     fn writes(&self) -> bool {
         let follows = matches!(
             self,
-            Self::Restore(RestoreCommand::Watch {
-                rate: None,
-                parallel: None,
-                ..
-            }) | Self::Snapshot(SnapshotCommand::Verify { .. })
-        );
+            Self::Restore(RestoreCommand::Watch { pace, .. })
+            | Self::Export(ExportCommand::Watch { pace, .. })
+                if pace.is_unasked()
+        ) || matches!(self, Self::Snapshot(SnapshotCommand::Verify { .. }));
         !self.reads_only() && !follows
     }
 }
@@ -569,10 +584,11 @@ async fn journal(handle: &mut Handle) {
         return;
     }
     for job in &handle.jobs.borrow().jobs {
+        let verb = jobs::command(job.kind);
         if job.state == JobState::Stuck {
             let _ = writeln!(
                 std::io::stderr(),
-                "falconer: job {0} is stuck and waits for you: {1} ({2}); `falconer restore retry {0}` or `falconer restore cancel {0}`",
+                "falconer: job {0} is stuck and waits for you: {1} ({2}); `falconer {verb} retry {0}` or `falconer {verb} cancel {0}`",
                 job.id,
                 job.title,
                 job.error.as_deref().unwrap_or_default()
@@ -580,7 +596,7 @@ async fn journal(handle: &mut Handle) {
         } else if !job.state.ended() {
             let _ = writeln!(
                 std::io::stderr(),
-                "falconer: job {} is not finished and goes on while this process lives: {} ({}); follow it with `falconer restore watch {0}`",
+                "falconer: job {} is not finished and goes on while this process lives: {} ({}); follow it with `falconer {verb} watch {0}`",
                 job.id,
                 job.title,
                 job.step

@@ -286,8 +286,7 @@ pub async fn restore(
             snapshot,
             target,
             from,
-            rate,
-            parallel,
+            pace,
             apply,
         } => {
             let (snapshot, target) = match (snapshot, target, &from) {
@@ -318,52 +317,60 @@ pub async fn restore(
                     collection,
                 },
             };
-            let pace = jobs::Pace {
-                rate,
-                parallel,
-                ..jobs::Pace::default()
-            };
             jobs::apply_at(handle, intent, &apply, pace, out).await
         }
         RestoreCommand::Watch {
             job,
-            rate,
-            parallel,
+            pace,
             out: format,
-        } => {
-            let id = JobId(job);
-            let known = handle.jobs.borrow().jobs.iter().any(|j| j.id == id);
-            if !known {
-                return Err(Error::new(
-                    ErrorKind::NotFound,
-                    format!("there is no job {job} of ours"),
-                )
-                .fix("list them with: falconer restore list"));
-            }
-            let pace = jobs::Pace {
-                rate,
-                parallel,
-                ..jobs::Pace::default()
-            };
-            pace.set(handle, id).await?;
-            jobs::follow(handle, id, format.output, jobs::Say::Progress, out).await
-        }
+        } => watch(handle, JobId(job), pace, format.output, out).await,
         RestoreCommand::List { out: format } => {
             let kinds = (JobKind::Restore, "copy-segment-job");
             list(handle, kinds, format.output, out)?;
             Ok(0)
         }
-        RestoreCommand::Cancel { job } => {
-            jobs::cancel(handle, JobId(job)).await?;
-            left_stuck(handle, JobId(job)).await;
-            jobs::follow(handle, JobId(job), Format::Table, jobs::Say::Progress, out).await
-        }
+        RestoreCommand::Cancel { job } => cancel(handle, JobId(job), out).await,
         RestoreCommand::Retry { job, out: format } => {
-            jobs::retry(handle, JobId(job)).await?;
-            left_stuck(handle, JobId(job)).await;
-            jobs::follow(handle, JobId(job), format.output, jobs::Say::Progress, out).await
+            retry(handle, JobId(job), format.output, out).await
         }
     }
+}
+
+/// Follows a job to its end, its copies at another pace if one is asked for.
+async fn watch(
+    handle: &mut Handle,
+    job: JobId,
+    pace: jobs::Pace,
+    format: Format,
+    out: &mut (dyn Write + Send),
+) -> Result<u8> {
+    let known = handle.jobs.borrow().jobs.iter().any(|j| j.id == job);
+    if !known {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("there is no job {job} of ours"),
+        )
+        .fix("list them with: falconer get jobs"));
+    }
+    pace.set(handle, job).await?;
+    jobs::follow(handle, job, format, jobs::Say::Progress, out).await
+}
+
+async fn retry(
+    handle: &mut Handle,
+    job: JobId,
+    format: Format,
+    out: &mut (dyn Write + Send),
+) -> Result<u8> {
+    jobs::retry(handle, job).await?;
+    left_stuck(handle, job).await;
+    jobs::follow(handle, job, format, jobs::Say::Progress, out).await
+}
+
+async fn cancel(handle: &mut Handle, job: JobId, out: &mut (dyn Write + Send)) -> Result<u8> {
+    jobs::cancel(handle, job).await?;
+    left_stuck(handle, job).await;
+    jobs::follow(handle, job, Format::Table, jobs::Say::Progress, out).await
 }
 
 /// Waits until the order to a stuck job shows: what is followed before that would be the old state.
@@ -417,15 +424,11 @@ pub async fn export(
         ExportCommand::Start {
             snapshot,
             target,
-            rate,
+            pace,
             apply,
         } => {
             let snapshot = snapshot_id(handle, &snapshot)?;
             let intent = Intent::Export { snapshot, target };
-            let pace = jobs::Pace {
-                rate,
-                ..jobs::Pace::default()
-            };
             jobs::apply_at(handle, intent, &apply, pace, out).await
         }
         ExportCommand::List { out: format } => {
@@ -433,9 +436,14 @@ pub async fn export(
             list(handle, kinds, format.output, out)?;
             Ok(0)
         }
-        ExportCommand::Cancel { job } => {
-            jobs::cancel(handle, JobId(job)).await?;
-            jobs::follow(handle, JobId(job), Format::Table, jobs::Say::Progress, out).await
+        ExportCommand::Watch {
+            job,
+            pace,
+            out: format,
+        } => watch(handle, JobId(job), pace, format.output, out).await,
+        ExportCommand::Cancel { job } => cancel(handle, JobId(job), out).await,
+        ExportCommand::Retry { job, out: format } => {
+            retry(handle, JobId(job), format.output, out).await
         }
     }
 }

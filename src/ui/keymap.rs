@@ -170,6 +170,15 @@ pub const ACTIONS: &[Entry] = &[
         "export",
     ),
     act(
+        Action::RestoreBundle,
+        "restore-bundle",
+        "Restore an exported bundle into a new collection",
+        &[ch('B')],
+        ANY,
+        Danger::Low,
+        "",
+    ),
+    act(
         Action::Drop,
         "drop",
         "Drop the snapshot",

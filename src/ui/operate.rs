@@ -2,7 +2,7 @@
 
 use crate::engine::handle::Request;
 use crate::engine::ids::{CollectionId, JobId, SnapshotId, UnixMs};
-use crate::engine::model::jobs::{Copies, JobInfo, JobKind, JobState};
+use crate::engine::model::jobs::{BUNDLE, Copies, JobInfo, JobKind, JobState};
 use crate::engine::model::resource::{Kind, RowId};
 use crate::engine::plan::Intent;
 
@@ -145,6 +145,9 @@ pub fn act(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
             let name = app.name_of(&RowId::Snapshot(id), now);
             app.overlay = Some(Overlay::Form(Box::new(Form::export(id, &name))));
         }
+        Action::RestoreBundle => {
+            app.overlay = Some(Overlay::Form(Box::new(Form::bundle(exported(app)))));
+        }
         Action::Drop => {
             let Some(id) = snapshot(app) else { return };
             plan(app, Intent::DropSnapshot { snapshot: id }, out);
@@ -232,6 +235,16 @@ pub fn act(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
         }
         _ => {}
     }
+}
+
+/// The bundle that the selected job has made.
+fn exported(app: &App) -> String {
+    let made = |j: &JobInfo| j.kind == JobKind::Export && j.state == JobState::Verified;
+    let notes = job(app).filter(|j| made(j)).map(|j| j.notes.as_slice());
+    let mut uris = notes.into_iter().flatten();
+    uris.find_map(|note| note.strip_prefix(BUNDLE))
+        .unwrap_or_default()
+        .to_owned()
 }
 
 fn plan(app: &mut App, intent: Intent, out: &mut Vec<Effect>) {

@@ -3,6 +3,7 @@
 //! A test binary says `mod support;` and uses the parts it needs.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub mod bundles;
 pub mod certs;
 pub mod faults;
 pub mod lab;
@@ -16,3 +17,4 @@ pub mod servers;
 pub mod snapshots;
 pub mod sound;
 pub mod storage;
+pub mod stubborn;

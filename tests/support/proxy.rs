@@ -15,6 +15,8 @@ pub enum Wrong {
     SlowDown,
     /// Refused before it reaches the server: 403 AccessDenied.
     Denied,
+    /// Refused before it reaches the server, with this status and this code.
+    Refused(&'static str, &'static str),
     /// The connection is reset before the server sees anything.
     Reset,
     /// The server carries it out, and the connection is reset before the answer.
@@ -36,6 +38,12 @@ pub struct Seen<'a> {
     pub method: &'a str,
     /// Path and query.
     pub target: &'a str,
+    /// Asks the server to copy by itself.
+    pub copies: bool,
+    /// Requests under way, this one among them.
+    pub now: usize,
+    /// All of its head, as it was sent.
+    pub head: &'a str,
 }
 
 type Script = Box<dyn Fn(&Seen<'_>) -> Option<Wrong> + Send + Sync>;
@@ -51,6 +59,7 @@ struct Shared {
     script: Mutex<Script>,
     seen: AtomicUsize,
     hurt: AtomicUsize,
+    now: AtomicUsize,
 }
 
 impl Proxy {
@@ -63,13 +72,16 @@ impl Proxy {
             script: Mutex::new(Box::new(|_| None)),
             seen: AtomicUsize::new(0),
             hurt: AtomicUsize::new(0),
+            now: AtomicUsize::new(0),
         });
         let serving = shared.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let shared = serving.clone();
                 tokio::spawn(async move {
-                    let _ = shared.serve(client).await;
+                    let now = shared.now.fetch_add(1, Ordering::SeqCst) + 1;
+                    let _ = shared.serve(client, now).await;
+                    shared.now.fetch_sub(1, Ordering::SeqCst);
                 });
             }
         });
@@ -96,7 +108,7 @@ impl Proxy {
 }
 
 impl Shared {
-    async fn serve(&self, mut client: TcpStream) -> std::io::Result<()> {
+    async fn serve(&self, mut client: TcpStream, now: usize) -> std::io::Result<()> {
         let Some((head, body)) = message(&mut client, true).await? else {
             return Ok(());
         };
@@ -106,7 +118,14 @@ impl Shared {
         let wrong = {
             let n = self.seen.fetch_add(1, Ordering::SeqCst);
             let script = self.script.lock().unwrap();
-            script(&Seen { n, method, target })
+            script(&Seen {
+                n,
+                method,
+                target,
+                copies: header(&head, "x-amz-copy-source").is_some(),
+                now,
+                head: &text,
+            })
         };
         if wrong.is_some() {
             self.hurt.fetch_add(1, Ordering::SeqCst);
@@ -117,6 +136,9 @@ impl Shared {
             }
             Some(Wrong::Denied) => {
                 return refuse(client, method, "403 Forbidden", "AccessDenied").await;
+            }
+            Some(Wrong::Refused(status, code)) => {
+                return refuse(client, method, status, code).await;
             }
             Some(Wrong::Reset) => return reset(&client),
             _ => {}

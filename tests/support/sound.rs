@@ -205,6 +205,29 @@ pub async fn at_rest(world: &World, label: &str) {
         let ended = [3, 4].contains(&t.state);
         assert!(ended, "{label}: copy task {} is {}", t.task_id, t.state);
     }
+    released(world, label).await;
+}
+
+/// No pin stays of a restore or an export that has ended.
+async fn released(world: &World, label: &str) {
+    let meta = &*world.meta;
+    let copies = family::<pb::data::CopySegmentJob>(meta, Family::CopySegmentJob).await;
+    let exports = family::<pb::data::ExportSnapshotJob>(meta, Family::ExportSnapshotJob).await;
+    let ended: BTreeSet<i64> = copies
+        .into_iter()
+        .filter(|(_, job)| [3, 4].contains(&job.state))
+        .map(|(_, job)| job.pin_id)
+        .chain(exports.into_iter().map(|(_, job)| {
+            // PENDING 1, EXECUTING 2, COMPLETED 3, FAILED 4, PUBLISHING 5.
+            let over = [3, 4].contains(&job.state);
+            assert!(over, "{label}: export job {} is {}", job.job_id, job.state);
+            job.pin_id
+        }))
+        .collect();
+    for (_, s) in family::<pb::data::SnapshotInfo>(meta, Family::Snapshot).await {
+        let left: Vec<_> = s.pin_ids.iter().filter(|p| ended.contains(p)).collect();
+        assert!(left.is_empty(), "{label}: pins {left:?} on {}", s.name);
+    }
 }
 
 /// The id of the collection of this name, if it is there.

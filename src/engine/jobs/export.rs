@@ -11,153 +11,34 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
-use serde::{Deserialize, Serialize};
 
 use super::copy::{self, CopyFile, Done, Ran};
 use super::copy_host::{Host, Sources};
-use super::cx::{Beside, JobCx};
+use super::cx::JobCx;
+use super::export_contents::{at, contents, fingerprint_of, put_and_compare};
 use super::export_files::{files, whole};
-use super::export_plan::{self, place};
 use super::export_record::tell;
+use super::export_state::STEPS;
+pub use super::export_state::{State, Step};
+use super::obstacles::{passes, stuck};
 use super::restore::reads;
 use super::restore_copy::{digest, size_up};
 use super::restore_map::Source;
-use super::restore_pin::{HeldPin, keep_pin, release_pin, set_pin};
+use super::restore_pin::{HeldPin, keep_pin, release_pin, set_pin, while_pinned};
 use super::restore_plan::some_of;
 use super::restore_source::Reads;
-use super::restore_state;
-use super::{Job, Lock, Next, PlanCx};
+use super::{Job, Lock, Next, PlanCx, export_plan, export_undo};
 use crate::engine::error::{Error, ErrorKind, Result};
-use crate::engine::format::bundle::{Bundle, Contents, Relocation, uuid};
+use crate::engine::format::bundle::uuid;
 use crate::engine::format::fingerprint;
-use crate::engine::format::keys::Key;
-use crate::engine::format::pb::data::{
-    ExportSnapshotJobState as Told, SegmentDescription, SnapshotMetadata,
-};
+use crate::engine::format::pb::data::{ExportSnapshotJobState as Told, SegmentDescription};
 use crate::engine::format::snapshot::write_metadata;
-use crate::engine::ids::{CollectionId, JobId, ObjectKey, SnapshotId, UnixMs};
-use crate::engine::model::jobs::JobKind;
-use crate::engine::objects::ObjectRead;
+use crate::engine::ids::{CollectionId, JobId};
+use crate::engine::model::jobs::{BUNDLE, JobKind};
 use crate::engine::plan::{Intent, Plan};
 
 /// Rounds of copying again what the check found wanting.
 const ROUNDS: u32 = 3;
-/// Objects deleted at once.
-const DELETES: usize = 16;
-
-/// Where the machine stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Step {
-    /// Look at everything once more; choose the pin and the prefix.
-    #[default]
-    Begin,
-    /// Pin the snapshot.
-    Pin,
-    /// Write the record that others watch.
-    Record,
-    /// Copy objects.
-    Copy,
-    /// List what was copied.
-    Check,
-    /// Write the manifests and the staged metadata.
-    Manifests,
-    /// Write the metadata in its place.
-    Publish,
-    /// Read the bundle as a restore would.
-    Verify,
-    /// Release the snapshot, tidy up.
-    Unpin,
-    /// Undo: objects.
-    UndoObjects,
-    /// Undo: the pin.
-    UndoPin,
-    /// Undo: say so in the record.
-    UndoRecord,
-}
-
-/// What is journaled. Never a credential: `target` is a key or a URI without user, password and query.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct State {
-    /// Snapshot.
-    pub snapshot: SnapshotId,
-    /// Its collection.
-    pub of: CollectionId,
-    /// Its name.
-    pub name: String,
-    /// Its collection's database, by name.
-    pub db_name: String,
-    /// Its collection, by name.
-    pub collection_name: String,
-    /// Where to, as the operator wrote it.
-    pub target: String,
-    /// Of this export alone.
-    pub uuid: String,
-    /// The step to take.
-    pub step: Step,
-    /// Fingerprint of the snapshot as it lies in the bundle.
-    pub fingerprint: String,
-    /// Fingerprint of the plan, for the record.
-    pub plan: String,
-    /// Digest of all source objects with their sizes when planned.
-    pub objects: String,
-    /// The pin.
-    pub pin: Option<HeldPin>,
-    /// Begin.
-    pub started: UnixMs,
-    /// Files copied.
-    pub done: Done,
-    /// Files in all.
-    pub files: u64,
-    /// Bytes in all.
-    pub bytes: u64,
-    /// Rounds of copying.
-    pub round: u32,
-}
-
-impl State {
-    fn to(mut self, step: Step) -> Self {
-        self.step = step;
-        self
-    }
-
-    /// What others read of where the bundle is: in the operator's own words.
-    pub(super) fn uri_root(&self) -> String {
-        Bundle::new(&self.target, &self.uuid).root().to_owned()
-    }
-
-    /// The metadata's URI.
-    pub(super) fn uri(&self) -> String {
-        Bundle::at(&self.uri_root())
-            .metadata(self.of, self.snapshot)
-            .0
-    }
-
-    fn bundle(&self, cx: &JobCx) -> Result<Bundle> {
-        let (_, prefix) = place(&cx.objects, &self.target)?;
-        Ok(Bundle::new(&prefix, &self.uuid))
-    }
-
-    fn beside(&self, cx: &JobCx) -> Result<Beside> {
-        let (there, _) = place(&cx.objects, &self.target)?;
-        cx.beside(&there)
-    }
-
-    /// The pin's part, as the functions that keep it know it.
-    fn held(&self) -> restore_state::State {
-        restore_state::State {
-            snapshot: self.snapshot,
-            of: self.of,
-            pin: self.pin,
-            ..restore_state::State::default()
-        }
-    }
-
-    async fn keep_pin(mut self, cx: &JobCx) -> Result<Self> {
-        self.pin = keep_pin(cx, self.held()).await?.pin;
-        Ok(self)
-    }
-}
 
 /// The snapshot and its files, read again from the store by each process.
 struct Loaded {
@@ -193,14 +74,8 @@ impl Export {
             return Ok(found);
         }
         let reads = reads(cx);
-        let key = Key::Snapshot(state.of, state.snapshot);
-        let record = reads.record(&key).await?.ok_or_else(|| {
-            let what = format!(
-                "snapshot {} of collection {} is gone",
-                state.snapshot, state.of
-            );
-            Error::new(ErrorKind::NotFound, what).fix("choose another snapshot")
-        })?;
+        let record = reads.record(&state.source().key()).await?;
+        let record = record.ok_or_else(|| state.source().gone())?;
         let source = reads.source(&record).await?;
         let root = cx.objects.root();
         let mut files = files(&source, &state.bundle(cx)?, root)?;
@@ -262,8 +137,8 @@ impl Export {
     }
 
     /// One slice of copying. The first slice of a process looks at what is already there.
-    async fn copy(&self, cx: &JobCx, state: State) -> Result<Next<State>> {
-        let mut state = state.keep_pin(cx).await?;
+    async fn copy(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
+        state.pin = keep_pin(cx, state.source(), state.pin).await?;
         let loaded = self.load(cx, &state).await?;
         let (beside, bundle) = (state.beside(cx)?, state.bundle(cx)?);
         let files = &loaded.files;
@@ -293,16 +168,25 @@ impl Export {
             sources: &Sources::of(&cx.objects, None)?,
             beside: Some(&beside),
         };
-        let ran = copy::run(&host, files, &mut state.done, copy::SLICE).await;
+        let (of, mut pin) = (state.source(), state.pin);
+        let run = copy::run(&host, files, &mut state.done, copy::SLICE);
+        let ran = while_pinned(cx, of, &mut pin, run).await;
+        state.pin = pin;
         cx.files().idle();
         if ran.is_err() {
             // The step is taken again with the state journaled last: look at what is there, do not copy it twice.
             self.keep(cx.job, None);
         }
-        let ran = ran?;
         let (segments, bytes) = standing(&loaded, &state.done);
         cx.progress()
             .set_done(segments, state.done.count().into(), bytes);
+        let ran = match ran {
+            Err(e) if !passes(cx, &e) => {
+                tell(cx, &state, Told::ExportSnapshotJobExecuting, "").await?;
+                return wait(cx, state, &e).await;
+            }
+            ran => ran?,
+        };
         match ran {
             Ran::SourceMissing => {
                 // Find them all, then fail for good.
@@ -330,7 +214,10 @@ impl Export {
             return Ok(Next::Step(state.to(Step::Manifests)));
         }
         if state.round >= ROUNDS {
-            return Err(short(&loaded.files, &good));
+            state.round = 0;
+            let why = short(&loaded.files, &good);
+            state.done = good;
+            return wait(cx, state.to(Step::Copy), &why).await;
         }
         cx.note(format!(
             "{} files are missing or short after copying: copied again",
@@ -349,8 +236,8 @@ impl Export {
     }
 
     /// Manifests, several at once; then the metadata, staged: if it cannot be written whole, that is found out here.
-    async fn manifests(&self, cx: &JobCx, state: State) -> Result<Next<State>> {
-        let state = state.keep_pin(cx).await?;
+    async fn manifests(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
+        state.pin = keep_pin(cx, state.source(), state.pin).await?;
         let loaded = self.load(cx, &state).await?;
         let (metadata, manifests) = contents(cx, &state, &loaded.source, &loaded.segments)?;
         let beside = &state.beside(cx)?;
@@ -374,14 +261,27 @@ impl Export {
         let beside = state.beside(cx)?;
         let key = state.bundle(cx)?.metadata(state.of, state.snapshot);
         put_and_compare(&beside, &key, write_metadata(&metadata)?).await?;
-        cx.note(format!("bundle: {}", state.uri()));
+        cx.note(format!("{BUNDLE}{}", state.uri()));
         Ok(Next::Published(state.to(Step::Verify)))
     }
 
+    async fn verify(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
+        state.pin = keep_pin(cx, state.source(), state.pin).await?;
+        match self.read_back(cx, &state).await {
+            Ok(()) => Ok(Next::Step(state.to(Step::Unpin))),
+            Err(e) if passes(cx, &e) => Err(e),
+            // It is published and stays for whoever wants to know what became of it; nobody waits for it any more.
+            Err(e) => {
+                tell(cx, &state, Told::ExportSnapshotJobFailed, &e.to_string()).await?;
+                release_pin(cx, state.source(), state.pin).await?;
+                Err(e)
+            }
+        }
+    }
+
     /// Reads the bundle as an external restore would, and compares it with what was to be written.
-    async fn verify(&self, cx: &JobCx, state: State) -> Result<Next<State>> {
-        let state = state.keep_pin(cx).await?;
-        let loaded = self.load(cx, &state).await?;
+    async fn read_back(&self, cx: &JobCx, state: &State) -> Result<()> {
+        let loaded = self.load(cx, state).await?;
         let bundle = state.bundle(cx)?;
         let beside = state.beside(cx)?;
         let inside = beside.read().rooted(&bundle.files());
@@ -394,9 +294,9 @@ impl Export {
                 ErrorKind::Corrupt,
                 "the bundle reads differently from the snapshot it was made of",
             )
-            .fix("delete it and export again"));
+            .fix(format!("delete {} and export again", state.uri_root())));
         }
-        let good = self.listed(cx, &state, &loaded).await?;
+        let good = self.listed(cx, state, &loaded).await?;
         if good.count() as usize != loaded.files.len() {
             return Err(short(&loaded.files, &good));
         }
@@ -406,69 +306,8 @@ impl Export {
             state.files,
             state.uri()
         ));
-        Ok(Next::Step(state.to(Step::Unpin)))
-    }
-
-    async fn undo_objects(&self, cx: &JobCx, state: &State) -> Result<()> {
-        if state.uuid.is_empty() {
-            return Ok(());
-        }
-        let (beside, bundle) = (state.beside(cx)?, state.bundle(cx)?);
-        // The commit mark first: nobody must find it beside half a bundle.
-        let mark = bundle.metadata(state.of, state.snapshot);
-        beside.delete_object(&mark).await?;
-        let root: ObjectKey = bundle.root().into();
-        beside.give_up_unfinished(&root).await?;
-        let found = at(cx, beside.read()).list(&root).await?;
-        let all = found.len();
-        let beside = &beside;
-        stream::iter(found.into_keys())
-            .map(|key| async move { beside.delete_object(&key).await.map(drop) }.boxed())
-            .buffer_unordered(DELETES)
-            .try_collect::<()>()
-            .await?;
-        cx.note(format!("undo: {all} objects removed"));
         Ok(())
     }
-}
-
-/// Reads of another store.
-fn at<'a>(cx: &'a JobCx, objects: &'a ObjectRead) -> Reads<'a> {
-    Reads {
-        meta: &*cx.meta,
-        objects,
-        roots: &cx.roots,
-    }
-}
-
-fn contents(
-    cx: &JobCx,
-    state: &State,
-    source: &Source,
-    segments: &[SegmentDescription],
-) -> Result<Contents> {
-    let own = (cx.objects.root(), cx.objects.bucket());
-    // The record in the metadata store is the newer one: names and boundary are the same, and it is what is being exported.
-    let metadata = &source.metadata;
-    let bundle = state.bundle(cx)?;
-    bundle.contents(metadata, segments, own, &state.uri())
-}
-
-/// The snapshot's fingerprint, its paths relative to where its data lies: below the root of `objects`.
-fn fingerprint_of(
-    metadata: &SnapshotMetadata,
-    segments: &[SegmentDescription],
-    objects: &ObjectRead,
-) -> Result<String> {
-    let here = Relocation::new(objects.root(), "");
-    let mut inside = segments.to_vec();
-    for segment in &mut inside {
-        here.segment(segment, objects.bucket())?;
-        if segment.storage_version >= 3 {
-            segment.binlogs.clear();
-        }
-    }
-    Ok(fingerprint::snapshot(metadata, &inside))
 }
 
 fn standing(loaded: &Loaded, done: &Done) -> (u64, u64) {
@@ -499,19 +338,6 @@ fn short(files: &[CopyFile], good: &Done) -> Error {
         ),
     )
     .fix("check the object store's health")
-}
-
-async fn put_and_compare(beside: &Beside, key: &ObjectKey, bytes: Vec<u8>) -> Result<()> {
-    let bytes = Bytes::from(bytes);
-    beside.put_object(key, bytes.clone()).await?;
-    if beside.read().get(key).await? == bytes {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Corrupt,
-        format!("object {key} does not hold what was just written to it"),
-    )
-    .fix("check the object store's health"))
 }
 
 #[async_trait]
@@ -555,7 +381,7 @@ impl Job for Export {
             Step::Begin => self.look(cx, state).await,
             Step::Pin => {
                 if let Some(pin) = state.pin {
-                    set_pin(cx, state.held().source(), pin).await?;
+                    set_pin(cx, state.source(), pin).await?;
                 }
                 Ok(Next::Step(state.to(Step::Record)))
             }
@@ -572,7 +398,7 @@ impl Job for Export {
                 tell(cx, &state, Told::ExportSnapshotJobCompleted, "").await?;
                 let staging = state.bundle(cx)?.staging();
                 state.beside(cx)?.delete_object(&staging).await?;
-                release_pin(cx, &state.held()).await?;
+                release_pin(cx, state.source(), state.pin).await?;
                 self.keep(cx.job, None);
                 Ok(Next::Verified(state))
             }
@@ -585,41 +411,17 @@ impl Job for Export {
 
     async fn undo(&self, cx: &JobCx, state: State, why: &Error) -> Result<Next<State>> {
         self.keep(cx.job, None);
-        match state.step {
-            Step::UndoObjects => {
-                self.undo_objects(cx, &state).await?;
-                Ok(Next::Step(state.to(Step::UndoPin)))
-            }
-            Step::UndoPin => {
-                release_pin(cx, &state.held()).await?;
-                Ok(Next::Step(state.to(Step::UndoRecord)))
-            }
-            Step::UndoRecord => {
-                // Without a start there was no record.
-                if state.started != UnixMs::default() {
-                    tell(cx, &state, Told::ExportSnapshotJobFailed, &why.to_string()).await?;
-                }
-                Ok(Next::Undone(state))
-            }
-            _ => Ok(Next::Step(state.to(Step::UndoObjects))),
-        }
+        export_undo::step(cx, state, why).await
     }
 
     fn describe(&self, state: &State) -> (String, u32, u32) {
-        let (text, at) = match state.step {
-            Step::Begin => ("reading the snapshot", 0),
-            Step::Pin => ("pinning the snapshot", 1),
-            Step::Record => ("recording the job", 2),
-            Step::Copy => ("copying objects", 3),
-            Step::Check => ("checking copied objects", 4),
-            Step::Manifests => ("writing manifests", 5),
-            Step::Publish => ("writing the metadata", 6),
-            Step::Verify => ("reading the bundle back", 7),
-            Step::Unpin => ("releasing the snapshot", 8),
-            Step::UndoObjects => ("undo: removing what was copied", 0),
-            Step::UndoPin => ("undo: releasing the snapshot", 0),
-            Step::UndoRecord => ("undo: labelling the job", 0),
-        };
-        (text.to_owned(), at, 9)
+        let (text, at) = state.step.words();
+        (text.to_owned(), at, STEPS)
     }
+}
+
+/// Waits for the operator: what is there is worth keeping.
+async fn wait(cx: &JobCx, mut state: State, why: &Error) -> Result<Next<State>> {
+    let (why, until) = stuck(cx, state.source(), &mut state.pin, why).await?;
+    Ok(Next::Stuck(state, why, until))
 }

@@ -64,25 +64,23 @@ impl Survey {
 /// Where an export goes: the store, and the prefix of everything it writes there.
 pub(super) fn place(own: &ObjectRead, target: &str) -> Result<(Elsewhere, String)> {
     let (there, prefix) = parse_place(target)?;
-    if there != Elsewhere::Here {
-        return Ok((there, prefix));
-    }
-    // Whole where the own keys are absolute paths.
-    let root = own.root().trim_end_matches('/');
-    let prefix = if prefix.starts_with('/') {
-        prefix
-    } else {
-        own.key(&prefix)?.0
+    let prefix = match there {
+        // Whole where the own keys are absolute paths.
+        Elsewhere::Here if !prefix.starts_with('/') => own.key(&prefix)?.0,
+        _ => prefix,
     };
-    let inside = |a: &str, b: &str| a == b || a.strip_prefix(b).is_some_and(|r| r.starts_with('/'));
-    if !root.is_empty() && !own.is_absolute() && inside(&prefix, root) {
-        return Err(Error::new(
+    let root = own.root().trim_matches('/');
+    let inside =
+        |key: &str| key == root || key.strip_prefix(root).is_some_and(|r| r.starts_with('/'));
+    // By whatever name. Keys that are absolute paths have no outside: there the root is the store.
+    match own.here(&there, &prefix) {
+        Some(key) if !root.is_empty() && !own.is_absolute() && inside(&key) => Err(Error::new(
             ErrorKind::Invalid,
-            format!("{prefix} lies among the cluster's own data, where only Milvus may write"),
+            format!("{target} lies among the cluster's own data, where only Milvus may write"),
         )
-        .fix("choose a prefix outside minio.rootPath"));
+        .fix("choose a prefix outside minio.rootPath")),
+        _ => Ok((there, prefix)),
     }
-    Ok((there, prefix))
 }
 
 /// Looks at everything. An error means that looking itself failed; what does not hold is a failed check.
@@ -98,10 +96,12 @@ pub(super) async fn survey(
         Ok((_, prefix)) => Bundle::new(prefix, uuid),
         Err(_) => Bundle::at(uuid),
     };
-    if out.check(
-        "the target is a place for a bundle",
-        place.map(|_| target.to_owned()),
-    ) && let Err(e) = reachable(reads.objects, target).await
+    let whose = place.map(|(there, _)| {
+        let credentials = reads.objects.credentials_for(&there);
+        format!("{target}, with {credentials}")
+    });
+    if out.check("the target is a place for a bundle", whose)
+        && let Err(e) = reachable(reads.objects, target).await
     {
         if e.is_transient() {
             return Err(e);

@@ -141,7 +141,7 @@ impl Pinners {
     /// Reads the jobs that pin: ours, and Milvus's restores and exports.
     pub async fn read(meta: &dyn MetaRead, roots: &Roots) -> Result<Self> {
         let mut jobs = Vec::new();
-        // Ours first: a restore of ours leaves a record of Milvus's kind too, with the same pin.
+        // Ours first: a restore or an export of ours leaves a record of Milvus's kind too, with the same pin.
         for kv in super::runner::records(meta, &Keys::new(roots)).await?.0 {
             let Ok(job) = serde_json::from_slice::<JobRecord>(&kv.value) else {
                 continue;
@@ -150,7 +150,7 @@ impl Pinners {
                 .machine
                 .get("pin")
                 .and_then(|pin| pin.get("id")?.as_i64());
-            if let (JobKind::Restore, Some(pin)) = (job.kind, pin) {
+            if let (JobKind::Restore | JobKind::Export, Some(pin)) = (job.kind, pin) {
                 let words = format!("job {}: {}", job.id, job.title);
                 jobs.push((PinId(pin), words, !job.state.ended()));
             }

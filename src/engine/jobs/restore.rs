@@ -12,12 +12,12 @@ use async_trait::async_trait;
 use super::copy::{self, Done, Ran};
 use super::copy_host::{Host, Sources};
 use super::cx::JobCx;
-use super::drive::again;
+use super::obstacles::{passes, stuck};
 use super::references::Keeper;
 use super::restore_copy::{digest, progress, size_up, standing, starts};
 use super::restore_map::{Blueprint, Source, draw, ids_needed};
 use super::restore_names::name_is_free;
-use super::restore_pin::{HeldPin, gone, keep_pin, release_pin, set_pin, while_pinned};
+use super::restore_pin::{HeldPin, keep_pin, release_pin, set_pin, while_pinned};
 use super::restore_plan::{Wanted, survey};
 use super::restore_references::Held;
 use super::restore_since::Milvus;
@@ -186,7 +186,7 @@ impl Restore {
 
     /// One slice of copying. The first slice of a process looks at what is already there.
     async fn copy(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
-        state = keep_pin(cx, state).await?;
+        state.pin = keep_pin(cx, state.source(), state.pin).await?;
         let loaded = self.load(cx, &state).await?;
         let files = &loaded.blueprint.files;
         if !loaded.listed {
@@ -246,9 +246,9 @@ impl Restore {
             self.keep(state.given()?.first_id, None);
         }
         let ran = match ran {
-            Err(e) if waits_for_operator(cx, &e) => {
+            Err(e) if !passes(cx, &e) => {
                 let state = progress(cx, state, &loaded).await?;
-                return stuck(cx, state, &e).await;
+                return wait(cx, state, &e).await;
             }
             ran => ran?,
         };
@@ -303,7 +303,7 @@ impl Restore {
             .fix("check the object store's health");
             state.round = 0;
             state.done = good;
-            return stuck(cx, state.to(Step::Copy), &e).await;
+            return wait(cx, state.to(Step::Copy), &e).await;
         }
         cx.note(format!(
             "{} files are missing or short after copying: copied again",
@@ -314,8 +314,8 @@ impl Restore {
         Ok(Next::Step(state.to(Step::Copy)))
     }
 
-    async fn children(&self, cx: &JobCx, state: State) -> Result<Next<State>> {
-        let state = keep_pin(cx, state).await?;
+    async fn children(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
+        state.pin = keep_pin(cx, state.source(), state.pin).await?;
         let loaded = self.load(cx, &state).await?;
         let writes = loaded
             .blueprint
@@ -429,11 +429,11 @@ impl Restore {
         Ok(Next::Step(state.to(Step::Copy)))
     }
 
-    async fn verify(&self, cx: &JobCx, state: State) -> Result<Next<State>> {
+    async fn verify(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
         if let Some(ended) = state.ended {
             complete(cx, ended).await?;
         }
-        let state = keep_pin(cx, state).await?;
+        state.pin = keep_pin(cx, state.source(), state.pin).await?;
         let loaded = self.load(cx, &state).await?;
         let report = verify::restored(&reads(cx), &loaded.source, &loaded.blueprint).await?;
         for line in &report.passed {
@@ -444,7 +444,7 @@ impl Restore {
                 cx.note(format!("NOT verified: {line}"));
             }
             // A published collection is not taken back; nothing more will be read from the snapshot either.
-            release_pin(cx, &state).await?;
+            release_pin(cx, state.source(), state.pin).await?;
             let now = Milvus::seen(&reads(cx)).await?;
             if state.milvus.as_ref().is_some_and(|then| *then != now) {
                 return Err(Error::new(
@@ -555,7 +555,7 @@ impl Job for Restore {
             Step::Publish => self.publish(cx, state).await,
             Step::Verify => self.verify(cx, state).await,
             Step::Unpin => {
-                release_pin(cx, &state).await?;
+                release_pin(cx, state.source(), state.pin).await?;
                 self.forget(cx, &state);
                 Ok(Next::Verified(state))
             }
@@ -602,28 +602,9 @@ impl Job for Restore {
     }
 }
 
-/// Whether an error of a copy is one that an operator can clear (a right, a full store, a source that cannot be read), so that what is
-/// there is worth keeping. What passes by itself is tried again, and a lost fence is waited for.
-fn waits_for_operator(cx: &JobCx, e: &Error) -> bool {
-    !again(e) && !cx.bears(e) && !matches!(e.kind(), ErrorKind::Fenced | ErrorKind::Cancelled)
-}
-
-/// Keeps everything, the snapshot pinned, until the operator says *retry* or *cancel*, or the time is over. Nobody renews the pin then: it
-/// is set to the end at once, so that the snapshot is safe also while no Falconer runs.
-async fn stuck(cx: &JobCx, mut state: State, why: &Error) -> Result<Next<State>> {
-    let until = HeldPin::until_stuck(cx.clock.now());
-    if let Some(pin) = state.pin {
-        let longer = HeldPin { until, ..pin };
-        set_pin(cx, state.source(), longer).await?;
-        state.pin = Some(longer);
-    }
-    let copies = cx.files().read();
-    let what = match copies.failing {
-        0 | 1 => String::new(),
-        n => format!("{n} files would not copy; the first: "),
-    };
-    let why = Error::new(why.kind(), format!("{what}{why}"));
-    cx.note(format!("stuck until {}: {why}", until.utc()));
+/// Waits for the operator: what is there is worth keeping.
+async fn wait(cx: &JobCx, mut state: State, why: &Error) -> Result<Next<State>> {
+    let (why, until) = stuck(cx, state.source(), &mut state.pin, why).await?;
     Ok(Next::Stuck(state, why, until))
 }
 
@@ -644,9 +625,9 @@ async fn source(cx: &JobCx, state: &State) -> Result<Source> {
     let source = if let Some(uri) = &state.from {
         restore_bundle::open(&reads, uri).await?
     } else {
-        let key = Key::Snapshot(state.of, state.snapshot);
-        let kv = reads.record(&key).await?.ok_or_else(|| gone(state.source()))?;
-        reads.source(&kv).await?
+        let of = state.source();
+        let kv = reads.record(&of.key()).await?;
+        reads.source(&kv.ok_or_else(|| of.gone())?).await?
     };
     if source.fingerprint == state.fingerprint {
         return Ok(source);

@@ -1,6 +1,7 @@
-//! The pin that keeps a snapshot while it is restored (`spec/snapshot.md` §3.8): in the snapshot's own record, where Milvus looks,
-//! patched so that every other field stays as it is (law 1).
+//! The pin that keeps a snapshot while a restore or an export reads it (`spec/snapshot.md` §3.8): in the snapshot's own record, where
+//! Milvus looks, patched so that every other field stays as it is (law 1).
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,6 @@ use super::cx::JobCx;
 use super::drive::again;
 use super::pins;
 use super::restore::reads;
-use super::restore_state::State;
 use crate::engine::clock::Entropy;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
@@ -70,16 +70,27 @@ fn in_ms(now: UnixMs, after: Duration) -> UnixMs {
     )
 }
 
-pub(super) fn gone(of: Pinned) -> Error {
-    Error::new(
-        ErrorKind::NotFound,
-        format!("snapshot {} of collection {} is gone", of.1, of.0),
-    )
-    .fix("choose another snapshot")
+/// Which snapshot a job reads: what its record lies under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pinned(pub CollectionId, pub SnapshotId);
+
+impl Pinned {
+    /// Its record's key.
+    pub fn key(self) -> Key {
+        Key::Snapshot(self.0, self.1)
+    }
+
+    /// Its record is not there any more.
+    pub fn gone(self) -> Error {
+        Error::new(ErrorKind::NotFound, format!("{self} is gone")).fix("choose another snapshot")
+    }
 }
 
-/// Whose pin it is.
-pub(super) type Pinned = (CollectionId, SnapshotId);
+impl fmt::Display for Pinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "snapshot {} of collection {}", self.1, self.0)
+    }
+}
 
 /// Adds the pin to the snapshot's record, or renews it; every other field stays as it is (law 1).
 pub(super) async fn set_pin(cx: &JobCx, of: Pinned, pin: HeldPin) -> Result<()> {
@@ -98,17 +109,14 @@ pub(super) async fn set_pin(cx: &JobCx, of: Pinned, pin: HeldPin) -> Result<()> 
 }
 
 async fn try_set(cx: &JobCx, of: Pinned, pin: HeldPin) -> Result<()> {
-    let key = Key::Snapshot(of.0, of.1);
-    let kv = reads(cx).record(&key).await?.ok_or_else(|| gone(of))?;
+    let kv = reads(cx).record(&of.key()).await?;
+    let kv = kv.ok_or_else(|| of.gone())?;
     let patch = Patch::parse(&kv.value)?;
     let committed = patch.integer(8).unwrap_or(0);
     if committed != 0 && committed != pb::data::SnapshotState::Committed as u64 {
         return Err(Error::new(
             ErrorKind::Conflict,
-            format!(
-                "snapshot {} is not committed: it is being created or dropped",
-                of.1
-            ),
+            format!("{of} is not committed: it is being created or dropped"),
         )
         .fix("choose another snapshot"));
     }
@@ -135,12 +143,17 @@ fn moved(e: Error) -> Error {
     }
 }
 
-/// Renews the pin when it is due. The new end is in the change's name, so that a repeated renewal is a new change.
-pub(super) async fn keep_pin(cx: &JobCx, mut state: State) -> Result<State> {
-    if let Some(pin) = state.pin {
-        state.pin = Some(renew_if_due(cx, state.source(), pin).await?);
-    }
-    Ok(state)
+/// Renews the pin when it is due, and answers how it stands. The new end is in the change's name, so that a repeated renewal is a new
+/// change.
+pub(super) async fn keep_pin(
+    cx: &JobCx,
+    of: Pinned,
+    pin: Option<HeldPin>,
+) -> Result<Option<HeldPin>> {
+    Ok(match pin {
+        Some(pin) => Some(renew_if_due(cx, of, pin).await?),
+        None => None,
+    })
 }
 
 async fn renew_if_due(cx: &JobCx, of: Pinned, pin: HeldPin) -> Result<HeldPin> {
@@ -184,24 +197,22 @@ pub(super) async fn while_pinned<T>(
 }
 
 /// Removes the pin. A snapshot that is gone needs none.
-pub(super) async fn release_pin(cx: &JobCx, state: &State) -> Result<()> {
+pub(super) async fn release_pin(cx: &JobCx, of: Pinned, pin: Option<HeldPin>) -> Result<()> {
+    let Some(pin) = pin else {
+        return Ok(());
+    };
     let mut tries = 0;
     loop {
         tries += 1;
-        match try_release(cx, state).await {
+        match try_release(cx, of, pin).await {
             Err(e) if e.kind() == ErrorKind::Conflict && tries < pins::TRIES => {}
             done => return done,
         }
     }
 }
 
-async fn try_release(cx: &JobCx, state: &State) -> Result<()> {
-    let (Some(pin), Some(kv)) = (
-        state.pin,
-        reads(cx)
-            .record(&Key::Snapshot(state.of, state.snapshot))
-            .await?,
-    ) else {
+async fn try_release(cx: &JobCx, of: Pinned, pin: HeldPin) -> Result<()> {
+    let Some(kv) = reads(cx).record(&of.key()).await? else {
         return Ok(());
     };
     let Some(value) = pins::take_off(&kv, &[PinId(pin.id)].into())? else {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::copy::Done;
 use super::restore_map::{Given, WalStart};
-use super::restore_pin::HeldPin;
+use super::restore_pin::{HeldPin, Pinned};
 use super::restore_since::Milvus;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{CollectionId, DbId, SnapshotId, UnixMs};
@@ -126,12 +126,6 @@ impl State {
         self.ids.map(|r| CollectionId(r.first))
     }
 
-    /// The snapshot that it reads.
-    #[must_use]
-    pub fn source(&self) -> (CollectionId, SnapshotId) {
-        (self.of, self.snapshot)
-    }
-
     pub(super) fn given(&self) -> Result<Given> {
         let ids = self.ids.ok_or_else(|| {
             Error::new(
@@ -147,6 +141,11 @@ impl State {
             now: self.started,
             starts: self.starts.clone(),
         })
+    }
+
+    /// The snapshot that is read; of no meaning when it lies in a bundle.
+    pub(super) fn source(&self) -> Pinned {
+        Pinned(self.of, self.snapshot)
     }
 
     pub(super) fn to(mut self, step: Step) -> Self {

@@ -1,18 +1,16 @@
 //! Taking a restore back: objects, then records, then the pin, then the label. All by the ids the job took, which nobody else
 //! has; nothing is looked up by name, and the snapshot's files need not be readable.
 
-use futures::FutureExt;
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::TryStreamExt;
 use prost::Message;
 use sha2::{Digest, Sha256};
 
 use super::Next;
-use super::cx::{JobCx, cut};
-use super::drive::again;
+use super::cx::JobCx;
+use super::obstacles::{Kept, delete_all, kept_in_words, left, nothing_left, pin_left};
 use super::references::Keeper;
 use super::restore::{Range, State, Step, reads};
 use super::restore_pin::release_pin;
-use super::restore_plan::some_of;
 use super::restore_references::Held;
 use super::restore_source::hex;
 use crate::engine::error::{Error, ErrorKind, Result};
@@ -26,8 +24,6 @@ use crate::engine::ids::{CollectionId, JobId, MetaKey, ObjectKey, Tso, UnixMs};
 use crate::engine::meta::Write;
 use crate::engine::plan::execute::Change;
 
-/// Objects deleted at once.
-const DELETES: usize = 16;
 /// Tries against others that change a record at the same time.
 const TRIES: u32 = 8;
 
@@ -44,15 +40,13 @@ pub(super) async fn step(
                 match remove_objects(cx, keeper, ids).await {
                     Ok((gone, kept)) => {
                         cx.note(format!("undo: {gone} objects removed"));
-                        let names: Vec<&str> = kept.iter().map(|(key, _)| key.0.as_str()).collect();
-                        let what = format!("{} objects: {}", names.len(), some_of(&names));
-                        if let Some((_, e)) = kept.first() {
-                            left(cx, &mut state, &what, e.clone())?;
+                        if let Some((what, e)) = kept_in_words(kept) {
+                            left(cx, &mut state.left, &what, e)?;
                         }
                     }
                     Err(e) => {
                         let what = format!("objects of collection {}", ids.first);
-                        left(cx, &mut state, &what, e)?;
+                        left(cx, &mut state.left, &what, e)?;
                     }
                 }
             }
@@ -64,21 +58,16 @@ pub(super) async fn step(
                     Ok(gone) => cx.note(format!("undo: {gone} records removed")),
                     Err(e) => {
                         let what = format!("records of collection {}", ids.first);
-                        left(cx, &mut state, &what, e)?;
+                        left(cx, &mut state.left, &what, e)?;
                     }
                 }
             }
             Ok(Next::Step(at(state, Step::UndoPin)))
         }
         Step::UndoPin => {
-            if let (Err(e), Some(pin)) = (release_pin(cx, &state).await, state.pin) {
-                let what = format!(
-                    "pin {} of snapshot {}, which ends by itself at {}",
-                    pin.id,
-                    state.snapshot,
-                    pin.until.utc()
-                );
-                left(cx, &mut state, &what, e)?;
+            let of = state.source();
+            if let (Err(e), Some(pin)) = (release_pin(cx, of, state.pin).await, state.pin) {
+                pin_left(cx, &mut state.left, (of, pin), e)?;
             }
             Ok(Next::Step(at(state, Step::UndoLabel)))
         }
@@ -87,16 +76,10 @@ pub(super) async fn step(
                 && let Err(e) = label(cx, why).await
             {
                 let what = format!("copy segment job {}, still Executing", cx.job);
-                left(cx, &mut state, &what, e)?;
+                left(cx, &mut state.left, &what, e)?;
             }
-            if state.left.is_empty() {
-                return Ok(Next::Undone(state));
-            }
-            Err(Error::new(
-                ErrorKind::Conflict,
-                format!("left behind: {}", state.left.join("; ")),
-            )
-            .fix("clear the cause, then remove what is named here"))
+            nothing_left(&state.left)?;
+            Ok(Next::Undone(state))
         }
         _ => {
             // The publishing transaction may have happened although nobody was told: the record decides, not the journal.
@@ -117,22 +100,6 @@ pub(super) async fn step(
     }
 }
 
-/// Keeps in mind what could not be taken back, so that the other steps are taken all the same. What may pass is the runner's
-/// business.
-fn left(cx: &JobCx, state: &mut State, what: &str, e: Error) -> Result<()> {
-    if passes(cx, &e) {
-        return Err(e);
-    }
-    let text = cut(format!("{what}: {e}"));
-    cx.note(format!("undo: left behind: {text}"));
-    state.left.push(text);
-    Ok(())
-}
-
-fn passes(cx: &JobCx, e: &Error) -> bool {
-    again(e) || cx.bears(e) || matches!(e.kind(), ErrorKind::Fenced | ErrorKind::Cancelled)
-}
-
 fn at(mut state: State, step: Step) -> State {
     state.step = step;
     state
@@ -151,9 +118,6 @@ fn is_ours(root: &str, key: &ObjectKey, ids: Range) -> bool {
         _ => false,
     }
 }
-
-/// Objects that could not be deleted, each with the reason.
-type Kept = Vec<(ObjectKey, Error)>;
 
 /// Lists everything that may be ours and deletes what is, unless a snapshot refers to it. Answers how many went, and what did not.
 async fn remove_objects(cx: &JobCx, keeper: &Keeper, ids: Range) -> Result<(usize, Kept)> {
@@ -199,7 +163,7 @@ async fn remove_objects(cx: &JobCx, keeper: &Keeper, ids: Range) -> Result<(usiz
     found.sort_unstable();
     found.dedup();
     let held = Held::of(cx, keeper, ids).await?;
-    let (mut gone, mut kept) = (0, Kept::new());
+    let mut kept = Kept::new();
     found.retain(|key| match held.keeps(root, key) {
         Some(why) => {
             kept.push((key.clone(), why));
@@ -207,16 +171,8 @@ async fn remove_objects(cx: &JobCx, keeper: &Keeper, ids: Range) -> Result<(usiz
         }
         None => true,
     });
-    let mut deletes = stream::iter(found)
-        .map(|key| async move { (cx.delete_object(&key).await, key) }.boxed())
-        .buffer_unordered(DELETES);
-    while let Some((done, key)) = deletes.next().await {
-        match done {
-            Ok(there) => gone += usize::from(there),
-            Err(e) if passes(cx, &e) => return Err(e),
-            Err(e) => kept.push((key, e)),
-        }
-    }
+    let (gone, more) = delete_all(cx, None, found).await?;
+    kept.extend(more);
     Ok((gone, kept))
 }
 

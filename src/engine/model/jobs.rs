@@ -19,6 +19,9 @@ pub struct JobsView {
     pub known: bool,
 }
 
+/// What the note of an export begins with that says where its bundle is.
+pub const BUNDLE: &str = "bundle: ";
+
 /// A kind of job.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,

@@ -7,7 +7,8 @@
 //! | folder → folder | reflink, else `copy_file_range` | size, before the copy has its name |
 //! | any → any | through here: ranged reads into a multipart upload, at most [`BUFFERS`] MiB in memory | entity tag if it is a checksum, else size |
 //!
-//! A server that refuses a server-side copy between buckets or of parts is served through here. An upload that fails is aborted; one
+//! A server that refuses to copy by itself, but not because it is busy or the source is missing, is served through here: it may not know
+//! the request, or ask for more rights than reading and writing. An upload that fails is aborted; one
 //! that a crash left is found by [`ObjectWrite::unfinished`].
 
 use std::io;
@@ -533,12 +534,14 @@ async fn one_part(
     }
 }
 
-/// Whether the server cannot do it, and we can. Between buckets a server may know only one of them, or not let us read there.
+/// Whether the server cannot or will not do it, and we may. Between buckets it may know only one of them, or not let us read there; and
+/// copying may want more rights than reading and writing do (tags, access control lists).
 fn wants_another_way(e: &object_store::Error, own: bool) -> bool {
-    match diagnose(e).cause {
-        Cause::NotSupported | Cause::TooLargeToCopy => true,
-        Cause::AccessDenied | Cause::NoSuchBucket | Cause::WrongRegion(_) => !own,
-        _ => false,
+    let found = diagnose(e);
+    match found.cause {
+        Cause::NotSupported | Cause::TooLargeToCopy | Cause::AccessDenied => true,
+        Cause::NoSuchBucket | Cause::WrongRegion(_) => !own,
+        _ => found.rejected,
     }
 }
 

@@ -8,6 +8,8 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::ObjectKey;
 use crate::engine::profile::{Elsewhere, ObjectKind, ObjectProfile, REQUEST_TIMEOUT, S3Profile};
 
+const OWN: &str = "the profile's credentials";
+
 impl ObjectRead {
     /// The store that `there` names. Makes no request and no folder.
     pub fn elsewhere(&self, there: &Elsewhere) -> Result<Self> {
@@ -36,6 +38,55 @@ impl ObjectRead {
             }),
             ..self.clone()
         }
+    }
+
+    /// Whose credentials open `there`.
+    pub fn credentials_for(&self, there: &Elsewhere) -> &'static str {
+        let own = self.place.profile.as_ref().map(|p| &p.kind);
+        match (own, there) {
+            (_, Elsewhere::Folder(_)) => "no credentials",
+            (_, Elsewhere::Here) | (Some(ObjectKind::Gcs { .. }), Elsewhere::Gcs { .. }) => OWN,
+            (Some(ObjectKind::S3(own)), Elsewhere::S3 { endpoint, .. })
+                if is_at(own, endpoint.as_deref()) =>
+            {
+                OWN
+            }
+            (Some(ObjectKind::Azure { account: mine, .. }), Elsewhere::Azure { account, .. })
+                if account.as_ref().is_none_or(|a| a == mine) =>
+            {
+                OWN
+            }
+            (_, Elsewhere::S3 { .. }) => "the environment's AWS_… credentials",
+            (_, Elsewhere::Gcs { .. }) => "the environment's GOOGLE_… credentials",
+            (_, Elsewhere::Azure { .. }) => "the environment's AZURE_… credentials",
+        }
+    }
+
+    /// Under which key of this store something lies that `there` and `prefix` name, if they name this very store.
+    pub fn here(&self, there: &Elsewhere, prefix: &str) -> Option<String> {
+        let own = self.place.profile.as_ref().map(|p| &p.kind);
+        let same = match (own, there) {
+            (_, Elsewhere::Here) => true,
+            (Some(ObjectKind::S3(own)), Elsewhere::S3 { endpoint, bucket }) => {
+                own.bucket == *bucket && is_at(own, endpoint.as_deref())
+            }
+            (Some(ObjectKind::Gcs { bucket: own, .. }), Elsewhere::Gcs { bucket }) => own == bucket,
+            (
+                Some(ObjectKind::Azure {
+                    account: mine,
+                    container: own,
+                    ..
+                }),
+                Elsewhere::Azure { account, container },
+            ) => own == container && account.as_ref().is_none_or(|a| a == mine),
+            (Some(ObjectKind::Local { dir, .. }), Elsewhere::Folder(folder)) => {
+                let below = folder.strip_prefix(dir).ok()?.to_str()?;
+                let key = format!("{below}/{prefix}");
+                return Some(key.trim_matches('/').to_owned());
+            }
+            _ => false,
+        };
+        same.then(|| prefix.to_owned())
     }
 
     /// Whether keys are absolute paths, as Milvus writes them to local storage.
@@ -88,24 +139,22 @@ impl ObjectRead {
     }
 }
 
+/// Whether the own server is the one at `endpoint`; without one it is.
+fn is_at(own: &S3Profile, endpoint: Option<&str>) -> bool {
+    fn host(url: &str) -> &str {
+        let url = url.trim_end_matches('/');
+        url.split_once("://").map_or(url, |(_, host)| host)
+    }
+    endpoint.is_none_or(|e| own.endpoint.as_deref().is_some_and(|o| host(o) == host(e)))
+}
+
 /// Own credentials only for the own server: they are never sent anywhere else.
 fn s3(own: Option<&ObjectKind>, endpoint: Option<&str>, bucket: &str) -> S3Profile {
-    let host = |url: &str| {
-        let url = url.trim_end_matches('/');
-        url.split_once("://")
-            .map_or(url, |(_, host)| host)
-            .to_owned()
-    };
     match own {
-        Some(ObjectKind::S3(own))
-            if endpoint
-                .is_none_or(|e| own.endpoint.as_deref().is_some_and(|o| host(o) == host(e))) =>
-        {
-            S3Profile {
-                bucket: bucket.to_owned(),
-                ..own.clone()
-            }
-        }
+        Some(ObjectKind::S3(own)) if is_at(own, endpoint) => S3Profile {
+            bucket: bucket.to_owned(),
+            ..own.clone()
+        },
         _ => S3Profile {
             endpoint: endpoint.map(str::to_owned),
             bucket: bucket.to_owned(),

@@ -47,6 +47,8 @@ pub(super) enum Cause {
 pub(super) struct Diagnosis {
     pub(super) cause: Cause,
     pub(super) detail: String,
+    /// The server answered that it does not take this request (400, 405), for a reason that has no name here.
+    pub(super) rejected: bool,
 }
 
 /// Looks through the error and everything below it.
@@ -78,6 +80,7 @@ pub(super) fn diagnose(e: &object_store::Error) -> Diagnosis {
     if let Some(answer) = answer {
         let cause = answer.cause(e);
         return Diagnosis {
+            rejected: cause == Cause::Other && matches!(answer.status, 400 | 405),
             cause,
             detail: answer.describe(),
         };
@@ -86,6 +89,7 @@ pub(super) fn diagnose(e: &object_store::Error) -> Diagnosis {
         return Diagnosis {
             cause: Cause::WrongRegion(None),
             detail: "the server sends us to another region".into(),
+            rejected: false,
         };
     }
     let (cause, detail) = match e {
@@ -103,7 +107,11 @@ pub(super) fn diagnose(e: &object_store::Error) -> Diagnosis {
         object_store::Error::InvalidPath { .. } => (Cause::BadKey, quote(&last)),
         _ => network(http, os, &everything.to_lowercase(), &last),
     };
-    Diagnosis { cause, detail }
+    Diagnosis {
+        cause,
+        detail,
+        rejected: false,
+    }
 }
 
 /// The cause of a failure below HTTP, or of a local folder.

@@ -71,6 +71,8 @@ pub enum Action {
     Restore,
     /// Plan an export.
     Export,
+    /// Plan a restore from a bundle.
+    RestoreBundle,
     /// Plan a drop.
     Drop,
     /// Plan a pin.

@@ -36,6 +36,8 @@ pub enum About {
     PutBack(JobId),
     /// What was moved aside long enough ago.
     Purge,
+    /// A restore of what lies in a bundle.
+    Bundle,
 }
 
 /// Pins that the form lists.
@@ -194,9 +196,37 @@ impl Form {
             about: About::Export(snapshot),
             fields: vec![Field {
                 label: "Target",
-                help: "own bucket: a key; else s3://…, https://host/bucket/…, file:///…",
+                help: "a key of the own bucket, s3://…, https://…, file:///…",
                 input: Input::default(),
             }],
+            focus: 0,
+            wrong: None,
+        }
+    }
+
+    /// Asks for a bundle and where it is restored to. `suggestion`: one that is known, or nothing.
+    #[must_use]
+    pub fn bundle(suggestion: String) -> Self {
+        Self {
+            title: "Restore from a bundle".to_owned(),
+            about: About::Bundle,
+            fields: vec![
+                Field {
+                    label: "Bundle",
+                    help: "URI of its metadata: …/snapshots/ID/metadata/ID.json",
+                    input: Input::new(suggestion),
+                },
+                Field {
+                    label: "Database",
+                    help: "must exist",
+                    input: Input::new("default".to_owned()),
+                },
+                Field {
+                    label: "Collection",
+                    help: "a new name: neither a collection nor an alias",
+                    input: Input::default(),
+                },
+            ],
             focus: 0,
             wrong: None,
         }
@@ -322,6 +352,11 @@ impl Form {
             About::Export(snapshot) => Ok(Intent::Export {
                 snapshot,
                 target: required(0, "the target")?,
+            }),
+            About::Bundle => Ok(Intent::RestoreBundle {
+                uri: required(0, "the bundle's URI")?,
+                database: required(1, "the database")?,
+                collection: required(2, "the collection's name")?,
             }),
             About::Restore(snapshot) => Ok(Intent::Restore {
                 snapshot,
@@ -480,6 +515,29 @@ mod tests {
                 collection: "books_copy".into(),
             })
         );
+    }
+
+    #[test]
+    fn an_export_needs_a_place_and_a_bundle_a_name_too() {
+        let mut form = Form::export(SnapshotId(7), "nightly");
+        assert_eq!(form.intent().map_err(|e| e.0), Err(0));
+        form.fields[0].input = Input::new("s3://b/p".into());
+        let export = Intent::Export {
+            snapshot: SnapshotId(7),
+            target: "s3://b/p".into(),
+        };
+        assert_eq!(form.intent(), Ok(export));
+        let mut form = Form::bundle(String::new());
+        assert_eq!(form.intent().map_err(|e| e.0), Err(0));
+        form.fields[0].input = Input::new("s3://b/p/snapshots/1/metadata/2.json".into());
+        assert_eq!(form.intent().map_err(|e| e.0), Err(2));
+        form.fields[2].input = Input::new("back".into());
+        let restore = Intent::RestoreBundle {
+            uri: "s3://b/p/snapshots/1/metadata/2.json".into(),
+            database: "default".into(),
+            collection: "back".into(),
+        };
+        assert_eq!(form.intent(), Ok(restore));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! What is kept of ended jobs, and for how long: the record with its pre-images for [`RETENTION`], a line of history for good, the
-//! CopySegmentJob that Milvus's tools watched until its `cleanup_ts`.
+//! CopySegmentJob that Milvus's tools watched until its `cleanup_ts`, the ExportSnapshotJob for as long as Milvus keeps its own.
 
 use prost::Message;
 
@@ -10,17 +10,19 @@ use crate::engine::ids::{JobId, MetaKey, Tso, UnixMs};
 use crate::engine::jobs::board::Board;
 use crate::engine::jobs::drive::delete_under;
 use crate::engine::meta::{Cond, RangeOpts, Span, Write};
+use crate::engine::model::jobs::JobKind;
 use crate::engine::plan::execute::{Change, Executor, Who};
 use crate::engine::plan::journal::{JobRecord, Past, RETENTION, json};
 
-/// Ended jobs whose record is kept at most, of those whose CopySegmentJob is gone.
+/// Ended jobs whose record is kept at most, of those that others cannot watch any more.
 const KEPT: usize = 100;
 /// Lines of history.
 const HISTORY: usize = 1_000;
 /// Audit entries that are kept.
 const AUDITS: usize = 10_000;
-/// A CopySegmentJob is kept three hours (`dataCoord.copySegmentTaskRetention`): before that there is nothing to look for.
-const COPIES_MS: u64 = 10_800_000;
+/// What others watch is kept three hours (`dataCoord.copySegmentTaskRetention`, `dataCoord.snapshot.exportJobRetention`): before that
+/// there is nothing to look for.
+const WATCHED_MS: u64 = 10_800_000;
 
 fn age(record: &JobRecord, now: UnixMs) -> u64 {
     now.since(record.ended.unwrap_or(record.moved))
@@ -44,8 +46,8 @@ pub(super) async fn tidy(executor: &Executor, board: &Board) -> Result<()> {
             continue;
         };
         let age = age(&record, now);
-        // A record whose CopySegmentJob cannot go yet stays with it, and is looked at again after the next job.
-        if age < COPIES_MS || retire(executor, &record, now).await.is_err() {
+        // A record whose CopySegmentJob or ExportSnapshotJob cannot go yet stays with it, and is looked at again after the next job.
+        if age < WATCHED_MS || retire(executor, &record, now).await.is_err() {
             continue;
         }
         if at >= many && u128::from(age) < RETENTION.as_millis() {
@@ -66,20 +68,51 @@ pub(super) async fn tidy(executor: &Executor, board: &Board) -> Result<()> {
     audits(executor).await
 }
 
-/// Removes the CopySegmentJob of an ended restore and its tasks once their `cleanup_ts` has passed, as a coordinator would
-/// (`spec/snapshot.md` §5.4): tasks first, so that no task is without its job.
+/// Removes what others watched of an ended job, once its time has passed, as a coordinator would.
 async fn retire(executor: &Executor, record: &JobRecord, now: UnixMs) -> Result<()> {
+    let gone = match record.kind {
+        JobKind::Restore => copies(executor, record, now).await?,
+        JobKind::Export => export(executor, record).await?,
+        _ => Vec::new(),
+    };
+    let Some(Cond::At(_, rev)) = gone.last().map(|(_, cond)| cond.clone()) else {
+        return Ok(());
+    };
+    let (keys, conds): (Vec<MetaKey>, Vec<Cond>) = gone.into_iter().unzip();
+    let who = Who {
+        job: record.id,
+        plan: record.plan.clone(),
+        epoch: None,
+    };
+    let change = Change {
+        name: format!("retire-{rev}"),
+        conds,
+        writes: keys.into_iter().map(Write::Delete).collect(),
+        atomic: false,
+    };
+    executor.commit_own(&who, &change).await?;
+    let marks = executor.keys().marks(record.id);
+    delete_under(executor, &Span::prefix(&marks)).await
+}
+
+/// The CopySegmentJob of an ended restore and its tasks once their `cleanup_ts` has passed (`spec/snapshot.md` §5.4): tasks first, so
+/// that no task is without its job.
+async fn copies(
+    executor: &Executor,
+    record: &JobRecord,
+    now: UnixMs,
+) -> Result<Vec<(MetaKey, Cond)>> {
     let (meta, roots) = (executor.reader(), executor.roots());
     let key = Key::CopySegmentJob(record.id).to_key(roots);
     let Some(kv) = meta.get(&key).await? else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     let due = pb::data::CopySegmentJob::decode(kv.value.clone())
         .ok()
         .and_then(|job| Tso(job.cleanup_ts).time())
         .is_some_and(|end| end <= now);
     if !due {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let tasks = Span::prefix(&Family::CopySegmentTask.prefix(roots));
     let mut gone: Vec<(MetaKey, Cond)> = Vec::new();
@@ -91,21 +124,17 @@ async fn retire(executor: &Executor, record: &JobRecord, now: UnixMs) -> Result<
         }
     }
     gone.push((key.clone(), Cond::At(key, kv.mod_rev)));
-    let (keys, conds): (Vec<MetaKey>, Vec<Cond>) = gone.into_iter().unzip();
-    let who = Who {
-        job: record.id,
-        plan: record.plan.clone(),
-        epoch: None,
-    };
-    let change = Change {
-        name: format!("retire-{}", kv.mod_rev),
-        conds,
-        writes: keys.into_iter().map(Write::Delete).collect(),
-        atomic: false,
-    };
-    executor.commit_own(&who, &change).await?;
-    let marks = executor.keys().marks(record.id);
-    delete_under(executor, &Span::prefix(&marks)).await
+    Ok(gone)
+}
+
+/// The ExportSnapshotJob of an ended export (`spec/snapshot.md` §3.9). It has no time of its own: the job's end is it.
+async fn export(executor: &Executor, record: &JobRecord) -> Result<Vec<(MetaKey, Cond)>> {
+    let key = Key::ExportSnapshotJob(record.id).to_key(executor.roots());
+    let found = executor.reader().get(&key).await?;
+    Ok(found
+        .map(|kv| (key.clone(), Cond::At(key, kv.mod_rev)))
+        .into_iter()
+        .collect())
 }
 
 /// Keeps the youngest audit entries.
