@@ -51,7 +51,7 @@ fn main() {
     let runtime = runtime();
     let rclone =
         common::support::process::program("FALCONER_BENCH_RCLONE", "rclone/rclone", "rclone");
-    let ours = runtime.block_on(Ours::open(&server));
+    let ours = Ours::open(&server);
     let cases = [
         Case {
             name: "small",
@@ -210,7 +210,7 @@ struct Ours {
 }
 
 impl Ours {
-    async fn open(server: &S3) -> Self {
+    fn open(server: &S3) -> Self {
         let (clock, entropy) = (common::clock(), common::entropy());
         let (_, write) = objects::open(&ObjectProfile {
             kind: ObjectKind::S3(S3Profile {

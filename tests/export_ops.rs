@@ -40,7 +40,10 @@ fn process(world: &World, seed: u64) -> RunnerHandle {
         actor: format!("tester{seed}@here pid {seed}"),
         embedded: true,
     });
-    let kinds = falconer::engine::registry(falconer::engine::jobs::gc::Gc::default());
+    let kinds = falconer::engine::registry(
+        falconer::engine::model::facts::Tolerances::default(),
+        &falconer::engine::jobs::references::Keeper::default(),
+    );
     Runner::start(executor, kinds)
 }
 

@@ -882,6 +882,7 @@ fn google(url: &str, bucket: &str) -> (ObjectRead, ObjectWrite) {
 /// here too. Each copy is compared by what the target says of it.
 #[tokio::test]
 async fn objects_come_from_and_go_to_azure_and_google() {
+    type Opened = fn(&str, &str) -> (ObjectRead, ObjectWrite);
     let body = Bytes::from_static(b"hello");
     let key: ObjectKey = "files/x".into();
     let to: ObjectKey = "files/y".into();
@@ -891,7 +892,6 @@ async fn objects_come_from_and_go_to_azure_and_google() {
         let clock = SystemClock::new();
         target.copy_from(&clock, source, origin, &to).await
     };
-    type Opened = fn(&str, &str) -> (ObjectRead, ObjectWrite);
     let providers: [(Opened, &str, &str); 2] = [
         (azure, "/devstoreaccount1/c", "x-ms-copy-source"),
         (google, "/c", "x-goog-copy-source"),

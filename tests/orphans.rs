@@ -1286,6 +1286,81 @@ fn counted(all: &Objects) -> usize {
         .count()
 }
 
+/// A restore that was cut off has copied files of segments that no record names yet: its job keeps them, however old they are.
+#[tokio::test(start_paused = true)]
+async fn a_restore_under_way_keeps_what_it_has_copied() {
+    let seed = lab::small_seed(&lab::FLUSHED).await;
+    let (seed, made) = seed
+        .prepare(async |world: &World| {
+            let (db, of) = collection(&*world.meta, "metrics").await;
+            make(world, db, of, 470_660_334_431_990_001, "kept", 8).await
+        })
+        .await;
+    let world = seed.world();
+    let before = every(&*world.objects).await;
+    let stores = world.open(&Faults::none(), ROOT);
+    let executor = Executor::new(Parts {
+        meta: stores.meta.clone(),
+        objects: stores.write.clone(),
+        roots: roots(),
+        clock: stores.clock.clone(),
+        entropy: Arc::new(SeededEntropy::new(5)),
+        actor: "tester@host pid 5".into(),
+        embedded: true,
+    });
+    let all = falconer::engine::registry(Tolerances::default(), &Keeper::default());
+    let runner = Runner::start(executor, all);
+    let restore = Intent::Restore {
+        snapshot: made.id,
+        database: "default".into(),
+        collection: "copy".into(),
+    };
+    let job = begin(&runner, restore).await.unwrap();
+    runner.throttle(job, Some(4_000)).unwrap();
+    let mut view = runner.view.clone();
+    let copied = |j: &Arc<JobInfo>| j.id == job && j.progress.files.0 > 2;
+    while !view.borrow_and_update().jobs.iter().any(copied) {
+        view.changed().await.unwrap();
+    }
+    // As a process that dies leaves it: not ended.
+    runner.stop().await;
+    let now = every(&*world.objects).await;
+    let copies: Vec<ObjectKey> = now
+        .keys()
+        .filter(|key| !before.contains_key(*key))
+        .map(|key| key.as_str().into())
+        .collect();
+    assert!(copies.len() > 2, "{copies:?}");
+
+    let roots = roots();
+    let reads = Reads {
+        meta: &*stores.meta,
+        objects: &stores.read,
+        roots: &roots,
+    };
+    let wants = orphans_scan::Wants {
+        cutoff: LATER,
+        tolerances: Tolerances::default(),
+        me: None,
+    };
+    let mut seen = orphans_scan::look(&reads, &Keeper::default(), LATER, wants)
+        .await
+        .unwrap();
+    for key in &copies {
+        assert_eq!(
+            reason(&verdict(&seen.known, &key.0, OLD)),
+            Some(Reason::Job),
+            "{key}"
+        );
+    }
+    // Nothing else keeps them.
+    seen.known.work.clear();
+    for key in &copies {
+        let found = verdict(&seen.known, &key.0, OLD);
+        assert!(matches!(found, Verdict::Orphan(_)), "{key}: {found:?}");
+    }
+}
+
 /// A pass runs, held to one object a second; another process pauses it without owning the root: it stops before the next items, says for
 /// whom it waits, goes on when the ticket is taken away, and by itself when it ends.
 #[tokio::test(start_paused = true)]

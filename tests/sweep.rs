@@ -10,18 +10,23 @@ use falconer::engine::clock::SeededEntropy;
 use falconer::engine::error::{Error, ErrorKind, Result};
 use falconer::engine::format::keys::Family;
 use falconer::engine::format::pb;
-use falconer::engine::ids::{JobId, SnapshotId};
+use falconer::engine::format::pb::data::SegmentInfo;
+use falconer::engine::ids::{JobId, SnapshotId, UnixMs};
 use falconer::engine::jobs::references::Keeper;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
 use falconer::engine::model::facts::Tolerances;
 use falconer::engine::model::jobs::{JobInfo, JobState};
+use falconer::engine::model::quarantine::DAY_MS;
 use falconer::engine::plan::Intent;
 use falconer::engine::plan::execute::{Executor, Parts};
+use prost::Message;
 use support::bundles::{Files, MOVED, bundle, from_bundle, put_moved, whole};
 use support::faults::{Faults, Stores, World, sweep};
 use support::place::destroy;
 use support::same::{same, unpinned};
-use support::snapshots::{self as lab, Made, ROOT, Seed, collection, family, make, objects, roots};
+use support::snapshots::{
+    self as lab, Made, ROOT, Seed, all, collection, family, make, objects, roots,
+};
 use support::sound::{Before, id_of, sound};
 
 const SNAPSHOT: SnapshotId = SnapshotId(470_660_334_431_990_001);
@@ -67,7 +72,7 @@ async fn moved_world() -> World {
         .get_or_init(|| async {
             let world = world().await;
             let stores = world.open(&Faults::none(), ROOT);
-            let info = operate(&stores, &export(), nothing).await.unwrap();
+            let info = operate(&stores, 0, &export(), nothing).await.unwrap();
             assert_eq!(info.state, JobState::Verified, "{:?}", info.error);
             bundle(&objects(&*world.objects).await).1
         })
@@ -77,13 +82,14 @@ async fn moved_world() -> World {
     world
 }
 
-/// What became of the job, if one was begun.
-async fn job_of(runner: &RunnerHandle) -> Option<JobId> {
+/// What became of the job, if one was begun; `before` were there already.
+async fn job_of(runner: &RunnerHandle, before: usize) -> Option<JobId> {
     let mut view = runner.view.clone();
     loop {
         let now = view.borrow_and_update().clone();
         if now.known {
-            return now.jobs.first().map(|j| j.id);
+            let newest = now.jobs.first().filter(|_| now.jobs.len() > before);
+            return newest.map(|j| j.id);
         }
         view.changed().await.ok()?;
     }
@@ -102,12 +108,13 @@ async fn begun(runner: &RunnerHandle, intent: &Intent) -> Result<JobId> {
 /// Starts the program: waits for the job that is there, or gives the order and waits. `meanwhile` is done while it runs.
 async fn operate(
     stores: &Stores,
+    before: usize,
     intent: &Intent,
     meanwhile: impl AsyncFn(&RunnerHandle, JobId),
 ) -> Result<Arc<JobInfo>> {
     let runner = runner(stores);
     let job = loop {
-        if let Some(job) = job_of(&runner).await {
+        if let Some(job) = job_of(&runner, before).await {
             break job;
         }
         match begun(&runner, intent).await {
@@ -144,8 +151,13 @@ async fn swept_in(
     more: impl AsyncFn(&World, &str),
 ) {
     let before = Before::of(&make().await).await;
+    let jobs = all(&*make().await.meta, "falconer/by-dev/job/").await;
+    let jobs = jobs
+        .keys()
+        .filter(|key| key.split('/').count() == 4)
+        .count();
     let drive = async |stores: &Stores| {
-        let info = operate(stores, &intent, &meanwhile).await?;
+        let info = operate(stores, jobs, &intent, &meanwhile).await?;
         if wanted.contains(&info.state) {
             Ok(())
         } else {
@@ -232,14 +244,107 @@ async fn cancel_stays_sound_through_every_fault() {
     swept("cancel", restore(), &wanted, Some("copy"), cancel).await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn collection_stays_sound_through_every_fault() {
-    let intent = Intent::Gc {
+/// Long after the capture, and after whatever a store in memory says of its objects.
+const LATER: UnixMs = UnixMs(1_890_000_000_000);
+
+fn at(world: World, now: UnixMs) -> World {
+    World::new(world.meta, world.objects, now)
+}
+
+/// One segment was compacted away long ago; another is live, and in a snapshot. And objects of which no record tells.
+async fn litter() -> Seed {
+    let seed = lab::small_seed(&[lab::FLUSHED[0], lab::COMPACTED[0]]).await;
+    let seed = seed.prepare(async |world: &World| {
+        let meta = &*world.meta;
+        let (db, of) = collection(meta, "metrics").await;
+        make(world, db, of, SNAPSHOT.0, "nightly", 1).await;
+        for (key, mut info) in family::<SegmentInfo>(meta, Family::Segment).await {
+            if info.id == lab::COMPACTED[0] {
+                info.state = 6;
+                info.dropped_at = ((LATER.0 - 4 * 3_600_000) * 1_000_000) as u64;
+                lab::put(meta, &key.to_key(&roots()), info.encode_to_vec()).await;
+            }
+        }
+        let removal = "by-dev/meta/datacoord-meta/channel-removal";
+        for key in all(meta, removal).await.into_keys() {
+            lab::put(meta, &key.as_str().into(), b"removed".to_vec()).await;
+        }
+        for key in [
+            "insert_log/999/998/997/100/1",
+            "bm25_stats/999/998/997/102/1",
+            "index_files/996/1/998/997/IVF_0",
+            "snapshots/999/metadata/995.json",
+        ] {
+            let key = format!("{ROOT}/{key}");
+            lab::put_object(world, &key.as_str().into(), key.clone().into_bytes()).await;
+        }
+    });
+    seed.await.0
+}
+
+async fn littered() -> World {
+    static SEED: tokio::sync::OnceCell<Seed> = tokio::sync::OnceCell::const_new();
+    at(SEED.get_or_init(litter).await.world(), LATER)
+}
+
+async fn litter_through_every_fault(what: &str, intent: Intent) {
+    let wanted = (&[JobState::Verified][..], None);
+    let more = async |_: &World, _: &str| {};
+    swept_in(littered, what, intent, wanted, nothing, more).await;
+}
+
+fn collect(quarantine: bool) -> Intent {
+    Intent::Gc {
         collection: None,
         rules: BTreeSet::new(),
-        quarantine: false,
-    };
-    swept("gc", intent, &[JobState::Verified], None, nothing).await;
+        quarantine,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn collection_stays_sound_through_every_fault() {
+    litter_through_every_fault("gc", collect(false)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn collection_into_quarantine_stays_sound_through_every_fault() {
+    litter_through_every_fault("gc into quarantine", collect(true)).await;
+}
+
+fn orphans() -> Intent {
+    Intent::Orphans {
+        collection: None,
+        prefixes: BTreeSet::new(),
+        delete: false,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_orphan_scan_stays_sound_through_every_fault() {
+    litter_through_every_fault("orphans", orphans()).await;
+}
+
+/// The litter lies aside since more than a week.
+async fn set_aside() -> World {
+    static SEED: tokio::sync::OnceCell<Seed> = tokio::sync::OnceCell::const_new();
+    let seed = SEED.get_or_init(|| async {
+        let moved = litter().await.prepare(async |world: &World| {
+            let world = World::new(world.meta.clone(), world.objects.clone(), LATER);
+            let stores = world.open(&Faults::none(), ROOT);
+            let info = operate(&stores, 0, &orphans(), &nothing).await.unwrap();
+            assert_eq!(info.state, JobState::Verified, "{:?}", info.error);
+        });
+        moved.await.0
+    });
+    at(seed.await.world(), UnixMs(LATER.0 + 8 * DAY_MS))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_stays_sound_through_every_fault() {
+    let purge = Intent::QuarantinePurge { days: 7 };
+    let wanted = (&[JobState::Verified][..], None);
+    let more = async |_: &World, _: &str| {};
+    swept_in(set_aside, "purge", purge, wanted, nothing, more).await;
 }
 
 fn export() -> Intent {

@@ -157,6 +157,17 @@ pub async fn sound(world: &World, before: &Before, made: &BTreeSet<i64>, label: 
         .filter(|key| ObjPath::parse(ROOT, key).known().is_some())
         .collect();
     assert!(leaked.is_empty(), "{label}: nobody refers to {leaked:?}");
+    // What lies aside can be found: its job has a record of it.
+    for key in now
+        .keys()
+        .filter_map(|key| key.strip_prefix("falconer-quarantine/"))
+    {
+        let part = key.strip_prefix(&format!("{ROOT}/")).unwrap();
+        let job = part.split(['/', '.']).next().unwrap();
+        let record = format!("falconer/by-dev/quarantine/{job}");
+        let found = world.meta.get(&record.as_str().into()).await.unwrap();
+        assert!(found.is_some(), "{label}: {key} without {record}");
+    }
     // No visible half: records of a collection without the record that makes it visible.
     let heads = heads(world).await;
     let appeared: BTreeSet<i64> = heads.difference(&before.heads).copied().collect();

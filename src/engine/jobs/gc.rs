@@ -27,7 +27,9 @@ use crate::engine::ids::{CollectionId, UnixMs};
 use crate::engine::model::gc::{Rule, is_fresh};
 use crate::engine::model::holds::Tolerances;
 use crate::engine::model::jobs::JobKind;
+use crate::engine::model::orphans::Tally;
 use crate::engine::model::quarantine::Yard;
+use crate::engine::model::text::bytes;
 use crate::engine::plan::journal::Keys;
 use crate::engine::plan::{Intent, Plan};
 
@@ -55,6 +57,9 @@ pub struct State {
     pub after: Option<Item>,
     /// Collected, by rule: items and objects.
     pub collected: BTreeMap<String, (u64, u64)>,
+    /// Bytes of those objects.
+    #[serde(default)]
+    pub bytes: BTreeMap<String, u64>,
     /// Kept because an object could not be deleted, in the last round.
     pub failed: u64,
     /// Scans because something moved.
@@ -72,10 +77,11 @@ pub struct State {
 }
 
 impl State {
-    pub(super) fn count(&mut self, rule: Rule, collection: Option<CollectionId>, objects: u64) {
+    pub(super) fn count(&mut self, rule: Rule, collection: Option<CollectionId>, gone: Tally) {
         let tally = self.collected.entry(rule.name().to_owned()).or_default();
         tally.0 += 1;
-        tally.1 += objects;
+        tally.1 += gone.objects;
+        *self.bytes.entry(rule.name().to_owned()).or_default() += gone.bytes;
         self.touched.extend(collection);
     }
 
@@ -223,9 +229,11 @@ impl Gc {
             }
             match collect(cx, &pass.scan, &pass.filter, item).await? {
                 Fate::Kept => {}
-                Fate::Collected { rule, objects } => {
+                Fate::Collected { rule, gone } => {
                     state.dirty = true;
-                    state.count(rule, item.collection(&pass.scan), objects);
+                    // Without a pin nothing is missing that anything refers to.
+                    let of = item.collection(&pass.scan);
+                    state.count(rule, of.filter(|_| rule != Rule::ExpiredPin), gone);
                 }
                 Fate::Failed => state.failed += 1,
                 Fate::Moved => {
@@ -245,6 +253,10 @@ impl Gc {
             state.failed = 0;
             return Ok(Next::Step(state));
         }
+        if pass.todo.iter().any(|item| matches!(item, Item::Pins(_))) {
+            // This pass itself has moved records that it would take for somebody else's work.
+            self.keep(cx.job.0, None);
+        }
         state.objects = Some(gc_objects::Place::default());
         Ok(Next::Step(state))
     }
@@ -253,7 +265,15 @@ impl Gc {
         self.forget(cx.job.0);
         state.swept = true;
         for (rule, (items, objects)) in &state.collected {
-            cx.note(format!("{rule}: {items} collected with {objects} objects"));
+            cx.note(if rule == Rule::ExpiredPin.name() {
+                format!("{rule}: taken off {items} snapshots")
+            } else {
+                let freed = state.bytes.get(rule).copied().unwrap_or_default();
+                format!(
+                    "{rule}: {items} collected with {objects} objects, {}",
+                    bytes(freed)
+                )
+            });
         }
         if state.failed > 0 {
             cx.note(format!(
@@ -305,7 +325,7 @@ impl Job for Gc {
         };
         let found = scan(&reads, &self.keeper, &*cx.clock, wants).await?;
         let simulated = simulate(&reads, &found, &filter, &*cx.clock).await?;
-        let mut plan = plan(&reads, intent, &found, &simulated);
+        let mut plan = plan(&reads, intent, &found, &filter, &simulated);
         plan.checks.push(own_bucket(&reads, &found).await?);
         plan.checks.push(paused);
         Ok(plan)

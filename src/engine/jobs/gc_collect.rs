@@ -8,26 +8,25 @@ use super::belongings::{Names, Seen, owned};
 use super::cx::JobCx;
 use super::gc_plan::{Filter, Item};
 use super::gc_scan::{Scan, pages};
+use super::gc_snapshots;
 use super::quarantine;
 use super::restore::reads;
 use super::restore_source::hex;
-use super::snapshot_notes;
 use crate::engine::error::{ErrorKind, Result};
 use crate::engine::format::codec::{Decoded, decode};
 use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::paths::ObjPath;
 use crate::engine::format::pb;
-use crate::engine::ids::{
-    CollectionId, DbId, IndexId, MetaKey, MetaRev, ObjectKey, SnapshotId, UnixMs,
-};
+use crate::engine::ids::{CollectionId, DbId, IndexId, MetaKey, MetaRev, ObjectKey, UnixMs};
 use crate::engine::meta::{Cond, Span, Write};
 use crate::engine::model::gc::{Rule, Verdict, is_fresh};
+use crate::engine::model::orphans::Tally;
 use crate::engine::model::quarantine::Yard;
 use crate::engine::plan::execute::Change;
 
 /// An item's fate in this pass.
 pub(super) enum Fate {
-    Collected { rule: Rule, objects: u64 },
+    Collected { rule: Rule, gone: Tally },
     Kept,
     Failed,
     Moved,
@@ -43,13 +42,14 @@ pub(super) async fn collect(
     let Verdict::Collect { rule } = item.verdict(found) else {
         return Ok(Fate::Kept);
     };
-    if !filter.wants(rule) || !rule.deletes() {
+    if !filter.takes(rule) {
         return Ok(Fate::Kept);
     }
     match item {
         Item::Segment(_) | Item::Build(_) => owner(cx, found, filter, item, rule).await,
         Item::Index(collection, id) => definition(cx, found, item, (*collection, *id), rule).await,
-        Item::Snapshot(id) => snapshot(cx, found, filter, item, *id, rule).await,
+        Item::Snapshot(id) => gc_snapshots::collect(cx, found, filter, item, *id, rule).await,
+        Item::Pins(id) => gc_snapshots::unpin(cx, found, *id, rule).await,
         Item::Checkpoint(channel) => {
             let Some(seen) = found.checkpoints.get(channel) else {
                 return Ok(Fate::Kept);
@@ -60,23 +60,24 @@ pub(super) async fn collect(
             if !unmoved(cx, std::slice::from_ref(seen)).await? {
                 return Ok(Fate::Moved);
             }
+            let Some(mut conds) = collection_gone(cx, found, collection).await? else {
+                return Ok(Fate::Moved);
+            };
             let segments = Family::Segment.under(&cx.roots, &[collection.0]);
-            let mut conds = vec![Cond::NoneUnder(segments)];
-            for key in collection_keys(found, collection) {
-                let full = key.to_key(&cx.roots);
-                match cx.meta.get(&full).await? {
-                    None => conds.push(Cond::Absent(full)),
-                    Some(kv) if reads(cx).record(&key).await?.is_none() => {
-                        conds.push(Cond::At(kv.key, kv.mod_rev));
-                    }
-                    Some(_) => return Ok(Fate::Moved),
-                }
-            }
+            conds.push(Cond::NoneUnder(segments));
             let left = reads(cx).under(Family::Segment, &[collection.0]).await?;
             if !left.kvs.is_empty() {
                 return Ok(Fate::Moved);
             }
-            forgotten(cx, item, std::slice::from_ref(seen), conds, rule, 0).await
+            forgotten(
+                cx,
+                item,
+                std::slice::from_ref(seen),
+                conds,
+                rule,
+                Tally::default(),
+            )
+            .await
         }
     }
 }
@@ -164,20 +165,28 @@ async fn definition(
     if used {
         return Ok(Fate::Moved);
     }
-    forgotten(cx, item, std::slice::from_ref(seen), Vec::new(), rule, 0).await
+    forgotten(
+        cx,
+        item,
+        std::slice::from_ref(seen),
+        Vec::new(),
+        rule,
+        Tally::default(),
+    )
+    .await
 }
 
 /// The last step: the records go, if nothing has moved.
-async fn forgotten(
+pub(super) async fn forgotten(
     cx: &JobCx,
     item: &Item,
     records: &[Seen],
     conds: Vec<Cond>,
     rule: Rule,
-    objects: u64,
+    gone: Tally,
 ) -> Result<Fate> {
     Ok(if forget(cx, item, records, conds).await? {
-        Fate::Collected { rule, objects }
+        Fate::Collected { rule, gone }
     } else {
         Fate::Moved
     })
@@ -194,60 +203,28 @@ fn collection_keys(found: &Scan, collection: CollectionId) -> Vec<Key> {
     keys
 }
 
-/// A snapshot's files by listing, so that nothing needs to be readable; its record last (defect D4).
-async fn snapshot(
+/// Conditions that nobody knows the collection; nothing when somebody does by now.
+pub(super) async fn collection_gone(
     cx: &JobCx,
     found: &Scan,
-    filter: &Filter,
-    item: &Item,
-    id: SnapshotId,
-    rule: Rule,
-) -> Result<Fate> {
-    let Some((collection, seen)) = found.snapshots.get(&id) else {
-        return Ok(Fate::Kept);
-    };
-    if !unmoved(cx, std::slice::from_ref(seen)).await? {
-        return Ok(Fate::Moved);
+    collection: CollectionId,
+) -> Result<Option<Vec<Cond>>> {
+    let mut conds = Vec::new();
+    for key in collection_keys(found, collection) {
+        let full = key.to_key(&cx.roots);
+        match cx.meta.get(&full).await? {
+            None => conds.push(Cond::Absent(full)),
+            Some(kv) if reads(cx).record(&key).await?.is_none() => {
+                conds.push(Cond::At(kv.key, kv.mod_rev));
+            }
+            Some(_) => return Ok(None),
+        }
     }
-    let root = cx.objects.root();
-    let json = ObjPath::SnapshotMetadata(*collection, id).to_key(root);
-    let base = json
-        .0
-        .strip_suffix(&format!("metadata/{id}.json"))
-        .unwrap_or_default()
-        .to_owned();
-    // The listing ends in a slash: an id that another begins with is another folder.
-    let folder = ObjectKey(format!("{base}manifests/{id}"));
-    let began = cx.clock.now();
-    let mut objects: Vec<ObjectKey> = reads(cx).list(&folder).await?.into_keys().collect();
-    objects.retain(|key| {
-        matches!(
-            ObjPath::parse(root, &key.0).known(),
-            Some(ObjPath::SnapshotManifest(c, of, _)) if c == *collection && of == id
-        )
-    });
-    objects.push(json);
-    let gone = match remove(cx, filter, rule, item, &objects, began).await? {
-        Removed::All(gone) => gone,
-        Removed::Failed => return Ok(Fate::Failed),
-        Removed::TooOld => return Ok(Fate::Moved),
-    };
-    // Our own notes beside it go before it, so that none is left; nobody has pinned what is being collected.
-    let notes = snapshot_notes::forget(cx, id).await?;
-    if !notes.is_empty() {
-        cx.commit(Change {
-            name: format!("notes-of-{id}"),
-            writes: notes,
-            atomic: true,
-            ..Change::default()
-        })
-        .await?;
-    }
-    forgotten(cx, item, std::slice::from_ref(seen), Vec::new(), rule, gone).await
+    Ok(Some(conds))
 }
 
 /// Whether records are as they were when they were judged.
-async fn unmoved(cx: &JobCx, records: &[Seen]) -> Result<bool> {
+pub(super) async fn unmoved(cx: &JobCx, records: &[Seen]) -> Result<bool> {
     for seen in records {
         let now = cx.meta.get(&seen.key).await?;
         if now.is_none_or(|kv| kv.mod_rev != seen.rev) {
@@ -322,9 +299,9 @@ fn snapshot_conds(cx: &JobCx, found: &Scan, collection: CollectionId) -> Vec<Con
 }
 
 /// How a deletion of objects went.
-enum Removed {
+pub(super) enum Removed {
     /// So many were there.
-    All(u64),
+    All(Tally),
     /// One could not be deleted.
     Failed,
     /// The look that found them is too old.
@@ -332,7 +309,7 @@ enum Removed {
 }
 
 /// Deletes objects that were looked up at `began`. Missing ones are fine.
-async fn remove(
+pub(super) async fn remove(
     cx: &JobCx,
     filter: &Filter,
     rule: Rule,
@@ -351,14 +328,25 @@ async fn remove(
             }
         };
     }
-    let mut gone = 0;
+    // A request for a folder, not one for each of its files.
+    let folders: BTreeSet<ObjectKey> = objects
+        .iter()
+        .filter_map(|key| Some(ObjectKey(key.0.rsplit_once('/')?.0.to_owned())))
+        .collect();
+    let sizes = reads(cx).list_all(folders).await?;
+    let mut gone = Tally::default();
     for key in objects {
         cx.paced(0).await?;
         if !is_fresh(began, cx.clock.now()) {
             return Ok(Removed::TooOld);
         }
         match cx.delete_object(key).await {
-            Ok(there) => gone += u64::from(there),
+            Ok(true) => {
+                let bytes = sizes.get(key).copied().unwrap_or_default();
+                gone.add(bytes);
+                cx.progress().file(bytes);
+            }
+            Ok(false) => {}
             // The fence decides for all of it.
             Err(e) if matches!(e.kind(), ErrorKind::Fenced | ErrorKind::Cancelled) => {
                 return Err(e);
@@ -388,6 +376,7 @@ async fn forget(cx: &JobCx, item: &Item, records: &[Seen], mut conds: Vec<Cond>)
         Item::Index(..) => "index",
         Item::Snapshot(_) => "snapshot",
         Item::Checkpoint(_) => "checkpoint",
+        Item::Pins(_) => "pins",
     };
     let change = Change {
         name: format!("{kind}-{name}"),

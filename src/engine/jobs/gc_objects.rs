@@ -18,6 +18,7 @@ use crate::engine::format::paths::{ObjPath, Owner};
 use crate::engine::ids::{ObjectKey, TaskId};
 use crate::engine::meta::Cond;
 use crate::engine::model::gc::{self, Rule, Verdict, is_fresh};
+use crate::engine::model::orphans::Tally;
 use crate::engine::model::quarantine::Yard;
 use crate::engine::model::references::mark;
 
@@ -140,7 +141,7 @@ async fn one(
                     let name = format!("{}-{:016x}", rule.name(), mark(&object.key));
                     let keys = [object.key.clone()];
                     match all_aside(cx, &yard, &name, rule.name(), &keys).await? {
-                        Ok(moved) => Ok(moved > 0),
+                        Ok(moved) => Ok(moved.objects > 0),
                         Err(why) => Err(Error::new(ErrorKind::Conflict, why)),
                     }
                 } else {
@@ -149,7 +150,12 @@ async fn one(
                 match gone_now {
                     Ok(there) => {
                         gone += 1;
-                        state.count(rule, Some(collection), u64::from(there));
+                        let mut tally = Tally::default();
+                        if there {
+                            tally.add(object.size);
+                            cx.progress().file(object.size);
+                        }
+                        state.count(rule, Some(collection), tally);
                     }
                     Err(e) if matches!(e.kind(), ErrorKind::Fenced | ErrorKind::Cancelled) => {
                         return Err(e);

@@ -16,8 +16,10 @@ use crate::engine::format::vchannel;
 use crate::engine::ids::{
     BuildId, CollectionId, IndexId, ObjectKey, SegmentId, SnapshotId, VChannel,
 };
+use crate::engine::model::data::Pin;
 use crate::engine::model::gc::{self, Rule, Verdict};
 use crate::engine::model::holds::{Hold, Owner, Reason};
+use crate::engine::model::kept;
 use crate::engine::model::references::mark;
 use crate::engine::model::text::{age, bytes};
 use crate::engine::model::tickets::{self, Ticket};
@@ -37,6 +39,8 @@ pub enum Item {
     Snapshot(SnapshotId),
     /// A channel checkpoint.
     Checkpoint(VChannel),
+    /// The pins of a snapshot whose time is over. Last: this moves a record that other verdicts rest on.
+    Pins(SnapshotId),
 }
 
 impl fmt::Display for Item {
@@ -47,6 +51,7 @@ impl fmt::Display for Item {
             Self::Index(c, id) => write!(f, "index {id} of collection {c}"),
             Self::Snapshot(id) => write!(f, "snapshot {id}"),
             Self::Checkpoint(channel) => write!(f, "checkpoint of {channel}"),
+            Self::Pins(id) => write!(f, "expired pins of snapshot {id}"),
         }
     }
 }
@@ -59,8 +64,12 @@ impl Item {
             Self::Segment(id) => gc::segment(&scan.world, *id),
             Self::Build(id) => gc::build(&scan.world, *id),
             Self::Index(c, id) => gc::index(&scan.world, *c, *id),
+            Self::Snapshot(id) if scan.world.is_collection_gone(*id) => {
+                kept::collection_gone(&scan.world, *id)
+            }
             Self::Snapshot(id) => gc::snapshot(&scan.world, *id),
             Self::Checkpoint(channel) => gc::checkpoint(&scan.world, channel),
+            Self::Pins(id) => kept::pins(&scan.world, *id),
         }
     }
 
@@ -71,7 +80,7 @@ impl Item {
             Self::Segment(id) => scan.world.segments.get(id).map(|s| s.collection),
             Self::Build(id) => scan.world.builds.get(id).map(|b| b.collection),
             Self::Index(c, _) => Some(*c),
-            Self::Snapshot(id) => scan.snapshots.get(id).map(|(c, _)| *c),
+            Self::Snapshot(id) | Self::Pins(id) => scan.snapshots.get(id).map(|(c, _)| *c),
             Self::Checkpoint(channel) => vchannel::collection(channel),
         }
     }
@@ -101,7 +110,7 @@ impl Filter {
         else {
             return Err(Error::new(ErrorKind::Internal, "not a garbage collection"));
         };
-        let rules = rules
+        let mut rules = rules
             .iter()
             .map(|name| {
                 Rule::of(name).ok_or_else(|| {
@@ -110,7 +119,11 @@ impl Filter {
                         .fix(format!("use one of {}", known.join(", ")))
                 })
             })
-            .collect::<Result<_>>()?;
+            .collect::<Result<BTreeSet<Rule>>>()?;
+        // What the one begins a pass that was cut short ends by the other.
+        if rules.contains(&Rule::CollectionGone) {
+            rules.insert(Rule::DeletingSnapshot);
+        }
         Ok(Self {
             collection: *collection,
             rules,
@@ -119,10 +132,16 @@ impl Filter {
         })
     }
 
-    /// Whether a rule runs.
+    /// Whether a rule runs, or reports.
     #[must_use]
     pub fn wants(&self, rule: Rule) -> bool {
         self.rules.is_empty() || self.rules.contains(&rule)
+    }
+
+    /// Whether a pass takes by it.
+    #[must_use]
+    pub fn takes(&self, rule: Rule) -> bool {
+        rule.deletes() && self.wants(rule) && (!rule.by_name() || self.rules.contains(&rule))
     }
 }
 
@@ -134,11 +153,14 @@ fn each(scan: &Scan) -> impl Iterator<Item = Item> + '_ {
     let indexes = scan.definitions.keys().map(|(c, id)| Item::Index(*c, *id));
     let snapshots = scan.snapshots.keys().copied().map(Item::Snapshot);
     let checkpoints = scan.checkpoints.keys().cloned().map(Item::Checkpoint);
+    let over = |id: &SnapshotId| world.expired_pins(*id).next().is_some();
+    let pins = scan.snapshots.keys().copied().filter(over).map(Item::Pins);
     segments
         .chain(builds)
         .chain(indexes)
         .chain(snapshots)
         .chain(checkpoints)
+        .chain(pins)
 }
 
 /// Everything with its verdict, within a filter. Rows of a segment that goes are not among them: they go with it.
@@ -167,7 +189,7 @@ pub fn judged<'a>(
 pub fn takes(scan: &Scan, filter: &Filter) -> Vec<Item> {
     judged(scan, filter)
         .filter(|(_, verdict)| match verdict {
-            Verdict::Collect { rule } => filter.wants(*rule) && rule.deletes(),
+            Verdict::Collect { rule } => filter.takes(*rule),
             Verdict::Keep(_) => false,
         })
         .map(|(item, _)| item)
@@ -190,6 +212,8 @@ pub struct Tally {
 pub struct Simulation {
     /// What would go, in order.
     pub collect: Vec<(Item, Rule)>,
+    /// What is only said, because its rule is not asked for by name.
+    pub reported: Vec<Item>,
     /// By rule. [`Rule::Orphan`] counts objects that nobody claims; they are reported only.
     pub by_rule: BTreeMap<Rule, Tally>,
     /// What stays although it is not live, by reason; a thing counts under its first reason.
@@ -259,7 +283,7 @@ pub async fn simulate(
             let tally = out.by_rule.entry(rule).or_default();
             tally.objects += 1;
             tally.bytes += object.size;
-            if rule.deletes() && out.samples.len() < SAMPLES {
+            if filter.takes(rule) && out.samples.len() < SAMPLES {
                 out.samples.push(object.key.0);
             }
             continue;
@@ -369,10 +393,14 @@ async fn records(
                     Item::Segment(id) => drop(segments.insert(*id)),
                     Item::Build(id) => drop(builds.insert(*id)),
                     Item::Snapshot(id) => drop(goes.snapshots.insert(*id, rule)),
-                    Item::Index(..) | Item::Checkpoint(_) => {}
+                    Item::Index(..) | Item::Checkpoint(_) | Item::Pins(_) => {}
                 }
                 out.by_rule.entry(rule).or_default().items += 1;
-                out.collect.push((item, rule));
+                if filter.takes(rule) {
+                    out.collect.push((item, rule));
+                } else {
+                    out.reported.push(item);
+                }
             }
             Verdict::Collect { .. } => {}
         }
@@ -432,14 +460,14 @@ async fn records(
 const SHOWN: usize = 500;
 
 /// The plan that an operator sees.
-pub fn plan(reads: &Reads<'_>, intent: &Intent, scan: &Scan, found: &Simulation) -> Plan {
-    let aside = matches!(
-        intent,
-        Intent::Gc {
-            quarantine: true,
-            ..
-        }
-    );
+pub fn plan(
+    reads: &Reads<'_>,
+    intent: &Intent,
+    scan: &Scan,
+    filter: &Filter,
+    found: &Simulation,
+) -> Plan {
+    let aside = filter.quarantine;
     let tolerances = scan.world.tolerances;
     let mut steps = vec![
         format!(
@@ -454,9 +482,17 @@ pub fn plan(reads: &Reads<'_>, intent: &Intent, scan: &Scan, found: &Simulation)
         ),
     ];
     for (rule, tally) in &found.by_rule {
-        let verb = if rule.deletes() && aside {
+        if *rule == Rule::ExpiredPin {
+            steps.push(format!(
+                "{}: take them off {} snapshots",
+                rule.name(),
+                tally.items
+            ));
+            continue;
+        }
+        let verb = if filter.takes(*rule) && aside {
             "move aside"
-        } else if rule.deletes() {
+        } else if filter.takes(*rule) {
             "delete"
         } else {
             "report, not delete,"
@@ -493,6 +529,14 @@ pub fn plan(reads: &Reads<'_>, intent: &Intent, scan: &Scan, found: &Simulation)
             .take(SHOWN)
             .map(|why| format!("blocks collection: {why}")),
     );
+    if let Some(first) = found.reported.first() {
+        warnings.push(format!(
+            "{} snapshots of collections that are gone, e.g. {first}: a Milvus that runs its collector drops them, unless they are pinned; \
+             this pass does only with --rule {}",
+            found.reported.len(),
+            Rule::CollectionGone.name()
+        ));
+    }
     if found.unknown.objects > 0 {
         warnings.push(format!(
             "{} objects of {} are of kinds that are never touched",
@@ -500,7 +544,10 @@ pub fn plan(reads: &Reads<'_>, intent: &Intent, scan: &Scan, found: &Simulation)
             bytes(found.unknown.bytes)
         ));
     }
-    let deleting = found.by_rule.iter().filter(|(rule, _)| rule.deletes());
+    let deleting = found
+        .by_rule
+        .iter()
+        .filter(|(rule, _)| filter.takes(**rule));
     let (deletes, delete_bytes) =
         deleting.fold((0, 0), |(n, b), (_, t)| (n + t.objects, b + t.bytes));
     Plan {
@@ -571,8 +618,33 @@ fn changes(reads: &Reads<'_>, scan: &Scan, found: &Simulation) -> Vec<KeyChange>
                 .map(|seen| seen.key.clone()),
             Item::Snapshot(id) => scan.snapshots.get(id).map(|(_, seen)| seen.key.clone()),
             Item::Checkpoint(channel) => scan.checkpoints.get(channel).map(|seen| seen.key.clone()),
+            Item::Pins(id) => {
+                out.extend(without_pins(scan, *id));
+                continue;
+            }
         };
         out.extend(key.map(|key| gone(key.text(), rule.name().to_owned())));
     }
     out
+}
+
+/// The record stays: only its pins go.
+fn without_pins(scan: &Scan, id: SnapshotId) -> Option<KeyChange> {
+    let (_, seen) = scan.snapshots.get(&id)?;
+    let snapshot = scan.world.snapshot(id)?;
+    let now = scan.world.now;
+    let say = |pins: Vec<String>| match pins.len() {
+        0 => "no pins".to_owned(),
+        _ => pins.join("\n"),
+    };
+    let pins = || snapshot.pins.iter();
+    let words = |pin: &Pin| format!("pin {}, {}", pin.id, pin.left(now));
+    Some(KeyChange {
+        key: seen.key.text(),
+        before: Some(say(pins().map(words).collect())),
+        after: Some(say(pins()
+            .filter(|pin| pin.is_active(now))
+            .map(words)
+            .collect())),
+    })
 }

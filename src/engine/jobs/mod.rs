@@ -22,6 +22,7 @@ mod gc_collect;
 pub mod gc_objects;
 pub mod gc_plan;
 pub mod gc_scan;
+mod gc_snapshots;
 mod gc_verify;
 mod gc_work;
 pub mod identity;

@@ -303,14 +303,14 @@ pub async fn destroy(cx: &JobCx, entry: &Entry) -> Result<Outcome> {
     }
 }
 
-/// Moves everything of one collected thing aside, under an index file of that name. Objects moved, or why one of them could not be.
+/// Moves everything of one collected thing aside, under an index file of that name. What was moved, or why one of them could not be.
 pub async fn all_aside(
     cx: &JobCx,
     yard: &Yard,
     name: &str,
     rule: &str,
     objects: &[ObjectKey],
-) -> Result<Result<u64, String>> {
+) -> Result<Result<Tally, String>> {
     let mut entries = Vec::with_capacity(objects.len());
     for key in objects {
         if let Some(there) = look(cx, key).await? {
@@ -324,13 +324,13 @@ pub async fn all_aside(
         }
     }
     if entries.is_empty() {
-        return Ok(Ok(0));
+        return Ok(Ok(Tally::default()));
     }
     put_index(cx, yard, name, &entries).await?;
-    let mut moved = 0;
+    let mut moved = Tally::default();
     for entry in &entries {
         match aside(cx, yard, entry).await? {
-            Outcome::Done(_) => moved += 1,
+            Outcome::Done(bytes) => moved.add(bytes),
             Outcome::Missing => {}
             Outcome::Stays(why) => return Ok(Err(why)),
         }

@@ -20,7 +20,7 @@ use crate::engine::format::pb::data::{
 use crate::engine::format::snapshot::{manifest_key, metadata_key};
 use crate::engine::format::wire::Patch;
 use crate::engine::ids::{CollectionId, ObjectKey, SegmentId, SnapshotId};
-use crate::engine::meta::{Cond, MetaRead, Write};
+use crate::engine::meta::{Cond, KeyValue, MetaRead, Write};
 use crate::engine::model::jobs::JobKind;
 use crate::engine::model::text;
 use crate::engine::objects::ObjectRead;
@@ -413,12 +413,7 @@ async fn mark(cx: &JobCx, mut state: State) -> Result<Next<State>> {
     }
     state.collection = Some(CollectionId(info.collection_id));
     if info.state() != SnapshotState::Deleting {
-        let mut patch = Patch::parse(&kv.value)?;
-        patch.set_integer(STATE, SnapshotState::Deleting as u64);
-        // Expired ones only are left here.
-        patch.clear(PINS);
-        patch.clear(PIN_EXPIRY);
-        let value = patch.finish();
+        let value = as_deleting(&kv)?;
         cx.commit(Change {
             name: "mark".into(),
             conds: vec![Cond::At(kv.key.clone(), kv.mod_rev)],
@@ -432,4 +427,13 @@ async fn mark(cx: &JobCx, mut state: State) -> Result<Next<State>> {
     }
     state.step = Step::Objects;
     Ok(Next::Step(state))
+}
+
+/// The record in state DELETING. Pins whose time is over may be left on it: they go.
+pub(super) fn as_deleting(kv: &KeyValue) -> Result<Vec<u8>> {
+    let mut patch = Patch::parse(&kv.value)?;
+    patch.set_integer(STATE, SnapshotState::Deleting as u64);
+    patch.clear(PINS);
+    patch.clear(PIN_EXPIRY);
+    Ok(patch.finish())
 }

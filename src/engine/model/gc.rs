@@ -22,6 +22,11 @@ pub enum Rule {
     PendingSnapshot,
     /// What is left of a dropped snapshot (§6.3; the record goes last, defect D4).
     DeletingSnapshot,
+    /// A snapshot whose collection is gone. Milvus's collector drops it unless it is pinned (§6.3 step 3); ours reports it, and drops it
+    /// when this rule is asked for by name.
+    CollectionGone,
+    /// Pins of a snapshot whose time is over (§6.3 step 3).
+    ExpiredPin,
     /// The checkpoint of a channel whose collection is gone (`spec/lifecycle.md` I3.3).
     ChannelCheckpoint,
     /// An earlier version of a text index of a live segment.
@@ -38,13 +43,15 @@ pub enum Rule {
 
 impl Rule {
     /// All of them, in the order they run.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::DroppedSegment,
         Self::SegmentIndex,
         Self::UnusedIndex,
         Self::PendingSnapshot,
         Self::DeletingSnapshot,
+        Self::CollectionGone,
         Self::ChannelCheckpoint,
+        Self::ExpiredPin,
         Self::TextIndex,
         Self::JsonIndex,
         Self::JsonStats,
@@ -61,6 +68,8 @@ impl Rule {
             Self::UnusedIndex => "unused-index",
             Self::PendingSnapshot => "pending-snapshot",
             Self::DeletingSnapshot => "deleting-snapshot",
+            Self::CollectionGone => "collection-gone",
+            Self::ExpiredPin => "expired-pin",
             Self::ChannelCheckpoint => "channel-checkpoint",
             Self::TextIndex => "text-index",
             Self::JsonIndex => "json-index",
@@ -80,6 +89,12 @@ impl Rule {
     #[must_use]
     pub const fn deletes(self) -> bool {
         !matches!(self, Self::Orphan)
+    }
+
+    /// Whether a pass takes by it only when it is asked for by name, and reports otherwise.
+    #[must_use]
+    pub const fn by_name(self) -> bool {
+        matches!(self, Self::CollectionGone)
     }
 
     /// Where the objects lie that have no record of their own and are judged one by one; `None` for rules that begin at a record.
@@ -118,7 +133,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    fn of(holds: Vec<Hold>, rule: Rule) -> Self {
+    pub(super) fn of(holds: Vec<Hold>, rule: Rule) -> Self {
         if holds.is_empty() {
             Self::Collect { rule }
         } else {

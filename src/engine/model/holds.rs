@@ -104,7 +104,7 @@ impl fmt::Display for Hold {
     }
 }
 
-fn hold(reason: Reason, by: impl Into<String>) -> Hold {
+pub(super) fn hold(reason: Reason, by: impl Into<String>) -> Hold {
     Hold {
         reason,
         by: by.into(),
@@ -348,14 +348,7 @@ impl World {
             snapshot_state::DELETING => {}
             other => out.push(hold(Reason::Unknown, format!("snapshot state {other}"))),
         }
-        out.extend(snapshot.pins.iter().filter_map(|pin| {
-            let ended = pin.expires.is_some_and(|at| at.0 > 0 && at < self.now);
-            (!ended).then(|| Hold {
-                reason: Reason::Pin,
-                by: format!("pin {}", pin.id),
-                until: pin.expires.filter(|at| at.0 > 0),
-            })
-        }));
+        self.pinned(snapshot, &mut out);
         out.extend(
             self.work
                 .iter()
@@ -517,7 +510,7 @@ impl World {
     }
 
     /// Running work on any of these.
-    fn worked_on(
+    pub(super) fn worked_on(
         &self,
         collection: Option<CollectionId>,
         segment: Option<SegmentId>,
@@ -540,7 +533,7 @@ impl World {
         );
     }
 
-    fn unreadable_records(&self, collection: Option<CollectionId>, out: &mut Vec<Hold>) {
+    pub(super) fn unreadable_records(&self, collection: Option<CollectionId>, out: &mut Vec<Hold>) {
         let of = match collection {
             Some(c) => self.unreadable.get(&c),
             // Whose it is, nobody knows: any of them.

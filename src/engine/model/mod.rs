@@ -13,6 +13,7 @@ pub mod health;
 pub mod holds;
 mod ingest;
 pub mod jobs;
+pub mod kept;
 pub mod keyindex;
 pub mod log;
 mod lookup;

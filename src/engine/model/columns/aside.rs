@@ -21,7 +21,6 @@ columns! { TICKETS, ticket, Ticket:
 columns! { QUARANTINE, quarantine, Quarantine:
     title "WHAT" Text (30, 12) "What moved it aside" => |_, q| text(q.title.clone());
     job "JOB" Id (20, 18) "What quarantine restore is given" => |_, q| id(q.job.0);
-    moved "MOVED (UTC)" Time (20, 16) "When the last of it had moved" => |_, q| Cell::Time(q.closed.unwrap_or(q.opened));
     state "STATE" State (10, 7) "filling, kept, or due for a purge after 7 days" => |v, q| match q.due(KEEP_DAYS) {
         None => state("filling", Tone::Busy),
         Some(at) if at <= v.now => state("due", Tone::Dim),
@@ -30,6 +29,7 @@ columns! { QUARANTINE, quarantine, Quarantine:
     objects "OBJECTS" Count (10, 7) "Objects that lie there" => |_, q| count(q.objects);
     bytes "BYTES" Bytes (10, 6) "Their bytes" => |_, q| Cell::Bytes(q.bytes);
     until "KEPT UNTIL (UTC)" Time (20, 16) "A purge with the default of 7 days takes it from then on" => |_, q| q.due(KEEP_DAYS).map_or(Cell::None, Cell::Time);
+    moved "MOVED (UTC)" Time (20, 16) "When the last of it had moved" => |_, q| Cell::Time(q.closed.unwrap_or(q.opened));
     age "AGE" Age (9, 5) "Since it was moved" => |v, q| age(v, q.closed);
     restored "PUT BACK" Count (9, 5) wide "Objects that were put back" => |_, q| count(q.restored);
     collection "COLLECTION" Text (24, 8) wide "Scope" => |v, q| q.collection.map_or(Cell::None, |c| collection_cell(v, c));
