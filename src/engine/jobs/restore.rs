@@ -248,6 +248,8 @@ impl Restore {
         let ran = match ran {
             Err(e) if !passes(cx, &e) => {
                 let state = progress(cx, state, &loaded).await?;
+                // Whoever says *retry* later wants to know again what is there.
+                self.forget(cx, &state);
                 return wait(cx, state, &e).await;
             }
             ran => ran?,
