@@ -35,7 +35,7 @@ pub const SHARDS: [&str; 4] = [
 ];
 pub const LIMITS: TombstoneLimits = TombstoneLimits {
     count: 3,
-    age: Duration::from_secs(24 * 3600),
+    age: Duration::from_hours(24),
 };
 
 /// What happened outside of the stores; a crash does not take it back.
@@ -199,7 +199,7 @@ impl Process {
         })
     }
 
-    pub fn who(&self) -> Who {
+    pub fn who() -> Who {
         Who {
             job: JobId(5),
             plan: "tested".into(),

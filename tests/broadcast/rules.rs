@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use falconer::engine::broadcast::Waiting;
 use falconer::engine::clock::{Clock, SystemClock};
 use falconer::engine::error::ErrorKind;
 use falconer::engine::format::keys::Key;
@@ -14,6 +13,7 @@ use falconer::engine::format::pb::streaming::{BroadcastTask, BroadcastTaskState}
 use falconer::engine::ids::{MessageId, MetaKey, Term, Tso, VChannel};
 use falconer::engine::meta::etcd::EtcdStore;
 use falconer::engine::meta::{MetaWrite, Txn, Write};
+use falconer::engine::model::broadcast::{Shown, Waiting};
 use falconer::engine::objects::{ObjectWrite, from_store};
 use falconer::engine::profile::Roots;
 use falconer::engine::wal::checkpoints::Report;
@@ -91,7 +91,7 @@ async fn one_life(stores: &Stores) {
     // Fast acknowledgement.
     let guard = b.lock(exclusive("books")).await.unwrap();
     let fast = b
-        .broadcast(&process.who(), guard, order(channels.clone(), false))
+        .broadcast(&Process::who(), guard, order(channels.clone(), false))
         .await
         .unwrap();
     let copies = fast.done().await.unwrap();
@@ -117,10 +117,10 @@ async fn one_life(stores: &Stores) {
         .insert(held.clone(), now.clone());
     let guard = b.lock(exclusive("books")).await.unwrap();
     let synced = b
-        .broadcast(&process.who(), guard, order(channels.clone(), true))
+        .broadcast(&Process::who(), guard, order(channels.clone(), true))
         .await
         .unwrap();
-    let waits = |shown: &[falconer::engine::broadcast::Shown]| matches!(shown, [s] if matches!(&s.waiting, Waiting::Checkpoint { channel, .. } if *channel == held));
+    let waits = |shown: &[Shown]| matches!(shown, [s] if matches!(&s.waiting, Waiting::Checkpoint { channel, .. } if *channel == held));
     loop {
         let shown = b.shown();
         if waits(&shown)
@@ -186,7 +186,7 @@ async fn one_life(stores: &Stores) {
         .unsynced
         .insert(held.clone(), now.clone());
     let dropping = b
-        .broadcast(&process.who(), guard, order(channels, true))
+        .broadcast(&Process::who(), guard, order(channels, true))
         .await
         .unwrap();
     process.checkpoints.mark_dropped(&held).await.unwrap();
@@ -256,7 +256,7 @@ async fn an_ack_counts_only_after_its_own_callback() {
     let b = &process.broadcaster;
     let guard = b.lock(exclusive("books")).await.unwrap();
     let ticket = b
-        .broadcast(&process.who(), guard, order(everywhere(&process), false))
+        .broadcast(&Process::who(), guard, order(everywhere(&process), false))
         .await
         .unwrap();
     ticket.done().await.unwrap();
@@ -277,7 +277,7 @@ async fn a_caller_that_leaves_changes_nothing() {
     let guard = b.lock(exclusive("books")).await.unwrap();
     let id = {
         let ticket = b
-            .broadcast(&process.who(), guard, order(everywhere(&process), false))
+            .broadcast(&Process::who(), guard, order(everywhere(&process), false))
             .await
             .unwrap();
         ticket.id()
@@ -305,7 +305,7 @@ async fn finished_tasks_are_forgotten_by_count() {
     for _ in 0..6 {
         let guard = b.lock(exclusive("books")).await.unwrap();
         let ticket = b
-            .broadcast(&process.who(), guard, order(everywhere(&process), false))
+            .broadcast(&Process::who(), guard, order(everywhere(&process), false))
             .await
             .unwrap();
         ticket.done().await.unwrap();

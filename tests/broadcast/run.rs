@@ -198,7 +198,7 @@ impl Sim {
             let Ok(guard) = guard else { return };
             heard.lock().unwrap().open += 1;
             match b
-                .broadcast(&process.who(), guard, order(channels, flag))
+                .broadcast(&Process::who(), guard, order(channels, flag))
                 .await
             {
                 Ok(ticket) => {
@@ -272,9 +272,11 @@ impl Sim {
                 }
             }
             70..76 => {
-                self.book.lock().unwrap().fail_once += usize::try_from(self.below(4)).unwrap()
+                self.book.lock().unwrap().fail_once += usize::try_from(self.below(4)).unwrap();
             }
-            76..80 => self.book.lock().unwrap().fail_all += usize::try_from(self.below(3)).unwrap(),
+            76..80 => {
+                self.book.lock().unwrap().fail_all += usize::try_from(self.below(3)).unwrap();
+            }
             80..84 => {
                 if let Some(at) = process.checkpoints.get(&v) {
                     self.book.lock().unwrap().unsynced.insert(v, at);

@@ -57,7 +57,7 @@ async fn give(process: &Process, life: &Life, n: usize, flag: bool) -> Result<()
         life.orders.lock().unwrap().unknown += 1;
         let done = process
             .broadcaster
-            .broadcast(&process.who(), guard, order(channels.clone(), flag))
+            .broadcast(&Process::who(), guard, order(channels.clone(), flag))
             .await;
         match done {
             Ok(ticket) => {

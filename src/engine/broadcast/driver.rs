@@ -9,7 +9,7 @@ use super::pace::Pace;
 use super::{Acked, AllAcked, Cell, Guard, Inner, Note, Ticket};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
-use crate::engine::ids::{BroadcastId, JobId, MetaKey, MetaRev, Tso, VChannel};
+use crate::engine::ids::{BroadcastId, JobId, MetaKey, MetaRev, Tso};
 use crate::engine::meta::{Cond, Write};
 use crate::engine::model::broadcast::{AckedAt, Task};
 use crate::engine::plan::execute::Who;
@@ -77,7 +77,7 @@ impl Inner {
                 self.end(why);
             } else {
                 // It keeps its keys and shows why: nothing may be built on what is not known.
-                self.fails(&cell, "stopped", None, why);
+                cell.fails("stopped", None, why);
             }
         }
     }
@@ -142,7 +142,7 @@ impl Inner {
                 self.parts.executor.clock().sleep(pace.next()).await;
                 continue;
             }
-            self.succeeds(cell);
+            cell.succeeds();
             pace.reset();
             // A sender that is gone has nothing to tell any more; the service is ending.
             tokio::select! {
@@ -172,7 +172,7 @@ impl Inner {
                 }
                 Ok(None) => true,
                 Err(e) => {
-                    self.fails(cell, "append", Some(channel), e);
+                    cell.fails("append", Some(channel), e);
                     true
                 }
             }
@@ -198,7 +198,7 @@ impl Inner {
                 }
             };
             let done = self.parts.callbacks.ack_once(&acked).await;
-            done.map_err(|e| self.fails(cell, "ack", Some(acked.channel.clone()), e))
+            done.map_err(|e| cell.fails("ack", Some(acked.channel.clone()), e))
                 .map(|()| i)
         });
         let done: Vec<usize> = join_all(calls)
@@ -241,10 +241,10 @@ impl Inner {
         };
         let mut pace = Pace::new();
         while let Err(e) = self.parts.callbacks.ack_all(&all).await {
-            self.fails(cell, "callback", None, e);
+            cell.fails("callback", None, e);
             self.parts.executor.clock().sleep(pace.next()).await;
         }
-        self.succeeds(cell);
+        cell.succeeds();
     }
 
     /// Writes the record, as long as it takes; then it counts in memory. An error ends the task's driver.
@@ -275,21 +275,10 @@ impl Inner {
                     return Err(e);
                 }
                 Err(e) => {
-                    self.fails(cell, "record", None, e);
+                    cell.fails("record", None, e);
                     self.parts.executor.clock().sleep(pace.next()).await;
                 }
             }
         }
-    }
-
-    fn fails(&self, cell: &Cell, at: &'static str, channel: Option<VChannel>, e: Error) {
-        let mut doing = super::lock(&cell.doing);
-        doing.retries = doing.retries.saturating_add(1);
-        doing.error = Some((at, channel, e));
-    }
-
-    fn succeeds(&self, cell: &Cell) {
-        let mut doing = super::lock(&cell.doing);
-        (doing.retries, doing.error) = (0, None);
     }
 }

@@ -41,13 +41,11 @@ use super::format::pb::messages::{Message, MessageType};
 use super::format::pb::msg::MsgPosition;
 use super::ids::{BroadcastId, JobId, MetaRev, UnixMs, VChannel};
 use super::model::broadcast::{
-    AckedAt, Locks, Resource, ResourceKeys, Task, TombstoneLimits, Tombstones, Turn,
+    AckedAt, Locks, Resource, ResourceKeys, Shown, Task, TombstoneLimits, Tombstones, Turn,
 };
 use super::plan::execute::{Executor, Who};
 use super::wal::channels::Channels;
 use super::wal::checkpoints::Checkpoints;
-
-pub use view::{Shown, Waiting};
 
 /// One channel's acknowledgement.
 #[derive(Clone, Debug)]
@@ -223,6 +221,18 @@ impl Cell {
     fn task(&self) -> MutexGuard<'_, Task> {
         lock(&self.task)
     }
+
+    /// A try failed: what it was at, of which channel, and why.
+    fn fails(&self, at: &'static str, channel: Option<VChannel>, e: Error) {
+        let mut doing = lock(&self.doing);
+        doing.retries = doing.retries.saturating_add(1);
+        doing.error = Some((at, channel, e));
+    }
+
+    fn succeeds(&self) {
+        let mut doing = lock(&self.doing);
+        (doing.retries, doing.error) = (0, None);
+    }
 }
 
 /// Keys that are held until it is dropped, or until the task that it is given to has ended.
@@ -262,7 +272,9 @@ impl Ticket {
             if *done.borrow_and_update() {
                 let task = self.cell.task();
                 let copies = task.copies().iter();
-                return Ok(copies.filter_map(|c| Some((c.channel.clone(), c.acked?))).collect());
+                return Ok(copies
+                    .filter_map(|c| Some((c.channel.clone(), c.acked?)))
+                    .collect());
             }
             if let Some(why) = ended.borrow_and_update().clone() {
                 return Err(Error::new(
@@ -325,7 +337,11 @@ impl Broadcaster {
         let executor = &inner.parts.executor;
         // After the keys: ids of those that exclude each other grow in their order (II-2).
         let id = BroadcastId(executor.take_ids(who, 1).await?.first);
-        let Order { draft, channels, ack_sync_up } = order;
+        let Order {
+            draft,
+            channels,
+            ack_sync_up,
+        } = order;
         let task = Task::new(id, draft, &channels, &guard.keys, ack_sync_up)?;
         let note = Note {
             since: executor.clock().now(),
@@ -336,8 +352,11 @@ impl Broadcaster {
         // A task of its own: a caller that leaves must not leave a record without its keys.
         inner.spawn(inner.clone().create(task, note, guard, told));
         created.await.unwrap_or_else(|_| {
-            Err(Error::new(ErrorKind::OutcomeUnknown, format!("the broadcaster ended while broadcast {id} was being persisted"))
-                .fix("if it was, whoever owns the root next finishes it"))
+            Err(Error::new(
+                ErrorKind::OutcomeUnknown,
+                format!("the broadcaster ended while broadcast {id} was being persisted"),
+            )
+            .fix("if it was, whoever owns the root next finishes it"))
         })
     }
 
@@ -406,7 +425,8 @@ fn in_the_way(state: &State, by: Turn, over: &Resource) -> Error {
             format!("broadcast {} {kind}", task.id())
         },
     );
-    Error::new(ErrorKind::Busy, format!("{over} is held by {who}")).fix("wait for it to end; the list of broadcasts says what it waits for")
+    Error::new(ErrorKind::Busy, format!("{over} is held by {who}"))
+        .fix("wait for it to end; the list of broadcasts says what it waits for")
 }
 
 impl Inner {
@@ -415,7 +435,10 @@ impl Inner {
     }
 
     fn closed(&self) -> Error {
-        let why = Error::new(ErrorKind::Cancelled, "the broadcaster is closed: the task was not created");
+        let why = Error::new(
+            ErrorKind::Cancelled,
+            "the broadcaster is closed: the task was not created",
+        );
         self.ended.borrow().clone().unwrap_or(why)
     }
 
@@ -468,7 +491,11 @@ impl Inner {
         // Unknown: finished long ago, and this is a copy that comes again.
         let Some(cell) = cell else { return };
         // A copy on a channel that the record does not name is none of ours to act on.
-        if cell.task().placed(&message.vchannel(), message.id, message.tick, true).is_ok() {
+        if cell
+            .task()
+            .placed(&message.vchannel(), message.id, message.tick, true)
+            .is_ok()
+        {
             cell.told.notify_one();
         }
     }

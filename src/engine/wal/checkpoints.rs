@@ -232,7 +232,7 @@ impl Checkpoints {
             match why {
                 Some(why) => refused.push(Refusal { channel, why }),
                 None if accepts(latest.get(&channel), &position)? => {
-                    drop(latest.insert(channel, position))
+                    latest.insert(channel, position);
                 }
                 None => {}
             }
@@ -271,19 +271,17 @@ impl Checkpoints {
             let key = Key::ChannelRemoval(channel.clone()).to_key(self.executor.roots());
             let reader = self.executor.reader();
             let found = calm(&**self.executor.clock(), || reader.get(&key)).await?;
-            let removed = match found {
-                Some(kv) => kv.value == REMOVED,
-                None => {
-                    let write = Write::put(key.clone(), NON_REMOVED);
-                    // Refused: it has come to exist, which is what was wanted unless it says removed.
-                    match self
-                        .executor
-                        .swap(&mut Swap::new(vec![unmoved(&key, None)], vec![write]))
-                        .await?
-                    {
-                        Swapped::Done(_) => false,
-                        Swapped::Refused(seen) => seen.iter().any(|kv| kv.value == REMOVED),
-                    }
+            let removed = if let Some(kv) = found {
+                kv.value == REMOVED
+            } else {
+                let mut mark = Swap::new(
+                    vec![unmoved(&key, None)],
+                    vec![Write::put(key.clone(), NON_REMOVED)],
+                );
+                // Refused: it has come to exist, which is what was wanted unless it says removed.
+                match self.executor.swap(&mut mark).await? {
+                    Swapped::Done(_) => false,
+                    Swapped::Refused(seen) => seen.iter().any(|kv| kv.value == REMOVED),
                 }
             };
             self.state().marks.insert(channel.clone(), removed);

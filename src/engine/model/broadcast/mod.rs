@@ -9,8 +9,10 @@ mod keys;
 mod locks;
 mod task;
 mod tombstones;
+mod view;
 
 pub use keys::{Resource, ResourceKeys};
 pub use locks::{Locks, Turn};
 pub use task::{AckedAt, Copy, Task, TaskState};
 pub use tombstones::{Tombstones, TombstoneLimits};
+pub use view::{Shown, Waiting};

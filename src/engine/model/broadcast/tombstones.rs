@@ -18,7 +18,7 @@ impl Default for TombstoneLimits {
     fn default() -> Self {
         Self {
             count: 8_192,
-            age: Duration::from_secs(24 * 3600),
+            age: Duration::from_hours(24),
         }
     }
 }
