@@ -338,13 +338,13 @@ async fn reports_of_a_former_owner_and_of_the_dead_change_nothing() {
     let process = stores.start().await;
     let v: VChannel = SHARDS[0].into();
     let log = process.channels.of(&v).await.unwrap();
+    let before = stores.stored(SHARDS[0]).await.unwrap();
     let at = log
         .append(vec![
             Draft::new(MessageType::Flush, &FlushMessageHeader::default(), vec![]).on(&v),
         ])
         .await
         .unwrap()[0];
-    let before = stores.stored(SHARDS[0]).await.unwrap();
     let report = |term: Term, tick: Tso| Report {
         channel: v.clone(),
         position: position(&v, at.id, tick),
