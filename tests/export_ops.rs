@@ -365,7 +365,9 @@ async fn credentials_are_in_nothing_that_the_program_writes_or_says() {
     assert!(all.iter().any(|(name, _)| name.ends_with("meta.redb")));
     for (name, bytes) in &all {
         for secret in [s3::SECRET_KEY, WRONG, IN_URI] {
-            assert!(!holds(bytes, secret), "{name} holds {secret}");
+            let text = String::from_utf8_lossy(bytes);
+            let line = text.lines().find(|line| line.contains(secret));
+            assert!(!holds(bytes, secret), "{name} holds {secret}: {line:?}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The engine: everything that knows a cluster, and nothing that knows a terminal. [`Engine::open`] is its only door.
 
 pub mod attach;
+pub mod broadcast;
 pub mod clock;
 pub mod doctor;
 pub mod dump;
@@ -25,7 +26,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use attach::{Attached, Meta, Objects, Source};
 use clock::{Clock, Entropy};
@@ -96,7 +97,7 @@ impl Engine {
         let (jobs, jobs_seen) = watch::channel(Arc::new(JobsView::default()));
         let why = None;
         let (conn, conn_seen) = watch::channel(Conn::Connecting { attempt: 1, why });
-        let (notices, _) = broadcast::channel(NOTICES);
+        let (notices, _) = tokio::sync::broadcast::channel(NOTICES);
         let keeper = Keeper::default();
         let references = keeper.watch();
         let world = World {

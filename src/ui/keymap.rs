@@ -308,7 +308,7 @@ pub const ACTIONS: &[Entry] = &[
         Action::PutBack,
         "quarantine-restore",
         "Put back what a job moved aside",
-        &[ch('B')],
+        &[ch('U')],
         ROWS,
         Danger::Low,
         "",

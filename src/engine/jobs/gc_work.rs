@@ -45,10 +45,14 @@ pub(super) async fn loaded(reads: &Reads<'_>, out: &mut Reading) -> Result<()> {
     Ok(())
 }
 
+/// More segments than any compaction is given ids for.
+const MOST_GIVEN: i64 = 100_000;
+
 /// Work of coordinators that was not finished when they stopped: they will take it up again.
 pub(super) async fn foreign(reads: &Reads<'_>, out: &mut Reading) -> Result<()> {
     for kv in reads.family(Family::CopySegmentJob).await?.kvs {
         let Some(Key::CopySegmentJob(id)) = parse(reads, &kv) else {
+            out.bad(None, format!("copy job key {} cannot be read", kv.key));
             continue;
         };
         let key = Key::CopySegmentJob(id);
@@ -70,6 +74,7 @@ pub(super) async fn foreign(reads: &Reads<'_>, out: &mut Reading) -> Result<()> 
     }
     for kv in reads.family(Family::ImportJob).await?.kvs {
         let Some(Key::ImportJob(id)) = parse(reads, &kv) else {
+            out.bad(None, format!("import job key {} cannot be read", kv.key));
             continue;
         };
         let key = Key::ImportJob(id);
@@ -85,6 +90,7 @@ pub(super) async fn foreign(reads: &Reads<'_>, out: &mut Reading) -> Result<()> 
     }
     for kv in reads.family(Family::ExportSnapshotJob).await?.kvs {
         let Some(Key::ExportSnapshotJob(id)) = parse(reads, &kv) else {
+            out.bad(None, format!("export job key {} cannot be read", kv.key));
             continue;
         };
         let key = Key::ExportSnapshotJob(id);
@@ -107,18 +113,23 @@ pub(super) async fn foreign(reads: &Reads<'_>, out: &mut Reading) -> Result<()> 
             && matches!(task.state, 1 | 2 | 6 | 7 | 9 | 10)
         {
             let ids = task.input_segments.iter().chain(&task.result_segments);
+            let ids = ids.chain(&task.tmp_segments).copied();
+            // A worker may have written a result under one of these ids, of which no record tells until the coordinator is back.
+            let given = task.pre_allocated_segment_i_ds.as_ref();
+            let given = given.map_or(0..0, |range| range.begin..range.end);
+            let known = (1..=MOST_GIVEN).contains(&(given.end.saturating_sub(given.start)));
             out.facts.work.push(Work {
                 by: format!("compaction {}", task.plan_id),
-                segments: ids
-                    .chain(&task.tmp_segments)
-                    .map(|id| SegmentId(*id))
-                    .collect(),
+                // Without such ids its results may be anywhere in the collection.
+                collection: (!known).then_some(CollectionId(task.collection_id)),
+                segments: ids.chain(given.filter(|_| known)).map(SegmentId).collect(),
                 ..Work::default()
             });
         }
     }
     for kv in reads.family(Family::StatsTask).await?.kvs {
         let Some(key) = parse(reads, &kv) else {
+            out.bad(None, format!("stats task key {} cannot be read", kv.key));
             continue;
         };
         if let Some(task) = out.read::<pb::index::StatsTask>(&key, &kv, None)

@@ -11,7 +11,8 @@ use super::quarantine::{lying, record};
 use super::references::Keeper;
 use super::restore::reads;
 use super::restore_source::Reads;
-use super::{Job, Lock, Next, PlanCx, tickets};
+use super::tickets::{self, Leave};
+use super::{Job, Lock, Next, PlanCx};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::paths::ObjPath;
 use crate::engine::ids::{CollectionId, JobId, MetaRev, ObjectKey, UnixMs};
@@ -152,11 +153,21 @@ impl QuarantinePurge {
                 }
                 continue;
             }
-            let (waited, _) = tickets::wait(cx, None).await?;
-            if waited {
-                // From the position on, with new eyes; what went so far is gone and is not listed again.
-                self.minds.forget(cx);
-                return Ok(Next::Step(state));
+            let of = ObjPath::parse(&root, &entry.key.0).known();
+            match tickets::leave(cx, None, of.and_then(|path| path.owner().collection)).await? {
+                Leave::Go => {}
+                Leave::Waited => {
+                    // From the position on, with new eyes; what went so far is gone and is not listed again.
+                    self.minds.forget(cx);
+                    return Ok(Next::Step(state));
+                }
+                Leave::Not(ticket) => {
+                    state.kept.add(entry.size);
+                    if state.kept.objects <= SAMPLES as u64 {
+                        cx.note(format!("kept aside: {}: {ticket}", entry.key));
+                    }
+                    continue;
+                }
             }
             cx.paced(0).await?;
             cx.delete_object(&yard.aside(job, &entry.key)).await?;

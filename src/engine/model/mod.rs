@@ -1,7 +1,9 @@
 //! The read model: what the keys mean. Pure: no I/O, no clock (time is a parameter), no tokio.
 
 pub mod blocked;
+pub mod broadcast;
 pub mod catalog;
+pub mod checkpoint;
 pub mod columns;
 pub mod data;
 pub mod ddl;

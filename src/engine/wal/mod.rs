@@ -21,6 +21,8 @@
 //!   write has certainly failed.
 //! - What somebody reads, or may still ask for, is not cut off.
 
+pub mod channels;
+pub mod checkpoints;
 pub mod log;
 mod reader;
 mod term;
