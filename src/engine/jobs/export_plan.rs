@@ -230,6 +230,8 @@ pub(super) async fn plan(reads: &Reads<'_>, intent: &Intent) -> Result<Plan> {
     let Intent::Export { snapshot, target } = intent else {
         return Err(Error::new(ErrorKind::Internal, "not an export"));
     };
+    // What may hold a password is not even planned: a plan is shown.
+    parse_place(target)?;
     let found = survey(reads, *snapshot, target, "(new id)").await?;
     let label = found
         .source
