@@ -207,6 +207,17 @@ async fn moved_world() -> (World, &'static Made) {
     (world, made)
 }
 
+/// Why there is no plan, or why it cannot be applied.
+async fn why_not(runner: &RunnerHandle, intent: Intent) -> String {
+    match runner.plan(intent, Arc::default()).await {
+        Err(e) => e.to_string(),
+        Ok(plan) => {
+            let failed = plan.failures().filter_map(|c| c.failed.clone());
+            failed.collect::<Vec<_>>().join("; ")
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_bundle_that_is_damaged_is_refused_by_name() {
     let (world, made) = moved_world().await;
@@ -214,10 +225,9 @@ async fn a_bundle_that_is_damaged_is_refused_by_name() {
     let refused = async |intent: Intent| {
         let stores = world.open(&Faults::none(), ROOT);
         let runner = runner(stores.meta.clone(), stores.write.clone(), &stores, 1);
-        let plan = runner.plan(intent, Arc::default()).await.unwrap();
-        let failed: Vec<String> = plan.failures().filter_map(|c| c.failed.clone()).collect();
+        let why = why_not(&runner, intent).await;
         runner.stop().await;
-        failed.join("; ")
+        why
     };
     assert_eq!(refused(from_bundle(made, "x")).await, "");
     let at = |uri: &str| Intent::RestoreBundle {
@@ -491,13 +501,9 @@ async fn a_plan_refuses_what_cannot_be_exported() {
     let stores = world.open(&Faults::none(), ROOT);
     let runner = runner(stores.meta.clone(), stores.write.clone(), &stores, 1);
     let refused = async |id: SnapshotId, target: &str| {
-        let plan = runner
-            .plan(intent(id, target), Arc::default())
-            .await
-            .unwrap();
-        let failed: Vec<String> = plan.failures().filter_map(|c| c.failed.clone()).collect();
-        assert!(!failed.is_empty(), "{target}");
-        failed.join("; ")
+        let why = why_not(&runner, intent(id, target)).await;
+        assert!(!why.is_empty(), "{target}");
+        why
     };
     assert!(
         refused(made.id, "files/insert_log/x")

@@ -14,8 +14,10 @@ use falconer::engine::clock::SeededEntropy;
 use falconer::engine::format::keys::Family;
 use falconer::engine::format::pb;
 use falconer::engine::ids::{JobId, SnapshotId};
+use falconer::engine::jobs::references::Keeper;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
 use falconer::engine::meta::Span;
+use falconer::engine::model::facts::Tolerances;
 use falconer::engine::model::jobs::JobState;
 use falconer::engine::plan::Intent;
 use falconer::engine::plan::execute::{Executor, Parts};
@@ -40,10 +42,7 @@ fn process(world: &World, seed: u64) -> RunnerHandle {
         actor: format!("tester{seed}@here pid {seed}"),
         embedded: true,
     });
-    let kinds = falconer::engine::registry(
-        falconer::engine::model::facts::Tolerances::default(),
-        &falconer::engine::jobs::references::Keeper::default(),
-    );
+    let kinds = falconer::engine::registry(Tolerances::default(), &Keeper::default());
     Runner::start(executor, kinds)
 }
 
@@ -322,6 +321,11 @@ async fn credentials_are_in_nothing_that_the_program_writes_or_says() {
     // Refused: with words, and without the secret.
     let in_uri = format!("s3://someone:{IN_URI}@export-outside/deep");
     let (code, said) = program.run(&["export", "start", "nightly", &in_uri, "--yes"]);
+    assert_ne!(code, Some(0), "{said}");
+    assert!(said.contains("user or password"), "{said}");
+    let tail = "snapshots/1/metadata/2.json";
+    let in_uri = format!("s3://someone:{IN_URI}@export-outside/{tail}");
+    let (code, said) = program.run(&["restore", "start", "--from", &in_uri, "x", "--yes"]);
     assert_ne!(code, Some(0), "{said}");
     assert!(said.contains("user or password"), "{said}");
     program.env[1].1 = WRONG;

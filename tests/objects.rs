@@ -843,7 +843,7 @@ async fn azure_and_google_speak_to_their_endpoints() {
 /// Answers a HEAD: an object of so many bytes.
 fn there(size: usize) -> String {
     format!(
-        "HTTP/1.1 200 OK\r\ncontent-length: {size}\r\netag: \"e\"\r\nlast-modified: Wed, 12 Oct 2009 17:50:00 GMT\r\n\r\n"
+        "HTTP/1.1 200 OK\r\ncontent-length: {size}\r\netag: \"e\"\r\nlast-modified: Mon, 12 Oct 2009 17:50:00 GMT\r\n\r\n"
     )
 }
 

@@ -10,7 +10,6 @@ use super::restore_plan::some_of;
 use super::restore_source::Reads;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::bundle::{Bundle, parse_place};
-use crate::engine::format::mask;
 use crate::engine::format::pb;
 use crate::engine::ids::{CollectionId, MetaRev, ObjectKey, SnapshotId};
 use crate::engine::model::text;
@@ -231,10 +230,8 @@ pub(super) async fn plan(reads: &Reads<'_>, intent: &Intent) -> Result<Plan> {
     let Intent::Export { snapshot, target } = intent else {
         return Err(Error::new(ErrorKind::Internal, "not an export"));
     };
-    if mask::text(target) != target.as_str() {
-        // No plan is made of it: a plan is shown, and says where it goes.
-        place(reads.objects, target)?;
-    }
+    // What may hold a password is not even planned: a plan is shown.
+    parse_place(target)?;
     let found = survey(reads, *snapshot, target, "(new id)").await?;
     let label = found
         .source

@@ -15,6 +15,7 @@ use super::restore_references::loaded;
 use super::restore_source::Reads;
 pub use super::restore_watch::record_fits;
 use crate::engine::error::{Error, ErrorKind, Result};
+use crate::engine::format::bundle::parse_metadata_uri;
 use crate::engine::format::codec::is_tombstone;
 use crate::engine::format::keys::Family;
 use crate::engine::format::pb;
@@ -504,7 +505,11 @@ pub async fn plan(
             uri,
             database,
             collection,
-        } => (SnapshotId(0), Some(uri.as_str()), database, collection),
+        } => {
+            // What may hold a password is not even planned: a plan is shown.
+            parse_metadata_uri(uri)?;
+            (SnapshotId(0), Some(uri.as_str()), database, collection)
+        }
         _ => return Err(Error::new(ErrorKind::Internal, "not a restore")),
     };
     let wanted = Wanted {

@@ -14,5 +14,5 @@ mod view;
 pub use keys::{Resource, ResourceKeys};
 pub use locks::{Locks, Turn};
 pub use task::{AckedAt, Copy, Task, TaskState};
-pub use tombstones::{Tombstones, TombstoneLimits};
+pub use tombstones::{TombstoneLimits, Tombstones};
 pub use view::{Shown, Waiting};
