@@ -916,7 +916,7 @@ async fn objects_come_from_and_go_to_azure_and_google() {
         one_line(&e, &["files/y has 4 bytes", "files/x has 5"]);
         // Into here.
         let (read, write) = memory();
-        let script = Script::start(vec![answer("200 OK", "hello")]).await;
+        let script = Script::start(vec![format!("{}hello", there(5))]).await;
         let done = made(&opened(&script.url, "c").0, &write).await.unwrap();
         assert_eq!(done.how, How::Through, "{base}");
         assert_eq!(script.seen(), [format!("get {base}/files/x http/1.1")]);
@@ -932,7 +932,7 @@ async fn objects_come_from_and_go_to_azure_and_google() {
         let refusal = error_document("400 Bad Request", "InvalidOperation", "");
         let through = vec![
             refusal,
-            answer("200 OK", "hello"),
+            format!("{}hello", there(5)),
             answer("201 Created", ""),
             there(5),
         ];
@@ -943,7 +943,7 @@ async fn objects_come_from_and_go_to_azure_and_google() {
         let get = format!("get {base}/files/x http/1.1");
         assert_eq!(script.seen(), [put.clone(), get, put, head]);
         // Another bucket of the same server, by URI: with the same credentials, at the same place.
-        let script = Script::start(vec![answer("200 OK", "hello")]).await;
+        let script = Script::start(vec![format!("{}hello", there(5))]).await;
         let (read, _) = opened(&script.url, "c");
         let there = match base {
             "/c" => "gs://other/deep".to_owned(),

@@ -419,6 +419,10 @@ pub fn parse_metadata_uri(text: &str) -> Result<(String, CollectionId, SnapshotI
             if place.is_empty() || place.ends_with('/') =>
         {
             let place = place.strip_suffix('/').unwrap_or(place).to_owned();
+            if !place.is_empty() {
+                // Also here, where it is only taken apart: what holds a password goes no further.
+                parse_place(&place)?;
+            }
             Ok((place, collection, snapshot))
         }
         _ => Err(wrong()),
