@@ -878,6 +878,12 @@ fn google(url: &str, bucket: &str) -> (ObjectRead, ObjectWrite) {
     open(&profile).unwrap()
 }
 
+/// What was asked for; Google's client writes the `/` of a key as `%2f`.
+fn plain(script: &Script) -> Vec<String> {
+    let lines = script.seen().into_iter();
+    lines.map(|line| line.replace("%2f", "/")).collect()
+}
+
 /// Between providers an object goes through here; inside one bucket the provider copies it; and where it will not, it goes through
 /// here too. Each copy is compared by what the target says of it.
 #[tokio::test]
@@ -908,7 +914,7 @@ async fn objects_come_from_and_go_to_azure_and_google() {
         assert_eq!(done.how, How::Through, "{base}");
         let put = format!("put {base}/files/y http/1.1");
         let head = format!("head {base}/files/y http/1.1");
-        assert_eq!(script.seen(), [put.clone(), head.clone()]);
+        assert_eq!(plain(&script), [put.clone(), head.clone()]);
         // Another size at the target is no copy.
         let script = Script::start(vec![answer("201 Created", ""), there(4)]).await;
         let e = made(&read, &opened(&script.url, "c").1).await.unwrap_err();
@@ -916,23 +922,23 @@ async fn objects_come_from_and_go_to_azure_and_google() {
         one_line(&e, &["files/y has 4 bytes", "files/x has 5"]);
         // Into here.
         let (read, write) = memory();
-        let script = Script::start(vec![answer("200 OK", "hello")]).await;
+        let script = Script::start(vec![format!("{}hello", there(5))]).await;
         let done = made(&opened(&script.url, "c").0, &write).await.unwrap();
         assert_eq!(done.how, How::Through, "{base}");
-        assert_eq!(script.seen(), [format!("get {base}/files/x http/1.1")]);
+        assert_eq!(plain(&script), [format!("get {base}/files/x http/1.1")]);
         assert_eq!(read.get(&to).await.unwrap(), body);
         // Inside.
         let script = Script::start(vec![answer("202 Accepted", ""), there(5)]).await;
         let (read, write) = opened(&script.url, "c");
         let done = made(&read, &write).await.unwrap();
         assert_eq!(done.how, How::Server, "{base}");
-        assert_eq!(script.seen(), [put.clone(), head.clone()]);
+        assert_eq!(plain(&script), [put.clone(), head.clone()]);
         assert!(script.heads()[0].contains(own), "{:?}", script.heads());
         // Inside, refused.
         let refusal = error_document("400 Bad Request", "InvalidOperation", "");
         let through = vec![
             refusal,
-            answer("200 OK", "hello"),
+            format!("{}hello", there(5)),
             answer("201 Created", ""),
             there(5),
         ];
@@ -941,9 +947,9 @@ async fn objects_come_from_and_go_to_azure_and_google() {
         let done = made(&read, &write).await.unwrap();
         assert_eq!(done.how, How::Through, "{base}");
         let get = format!("get {base}/files/x http/1.1");
-        assert_eq!(script.seen(), [put.clone(), get, put, head]);
+        assert_eq!(plain(&script), [put.clone(), get, put, head]);
         // Another bucket of the same server, by URI: with the same credentials, at the same place.
-        let script = Script::start(vec![answer("200 OK", "hello")]).await;
+        let script = Script::start(vec![format!("{}hello", there(5))]).await;
         let (read, _) = opened(&script.url, "c");
         let there = match base {
             "/c" => "gs://other/deep".to_owned(),
@@ -954,7 +960,7 @@ async fn objects_come_from_and_go_to_azure_and_google() {
         let other = read.elsewhere(&there).unwrap();
         assert_eq!(other.get(&"deep/x".into()).await.unwrap(), body);
         let base = base.replace("/c", "/other");
-        assert_eq!(script.seen(), [format!("get {base}/deep/x http/1.1")]);
+        assert_eq!(plain(&script), [format!("get {base}/deep/x http/1.1")]);
     }
 }
 
