@@ -178,7 +178,7 @@ pub struct GcScope {
     /// Only this rule; may be given several times.
     #[arg(short, long)]
     pub rule: Vec<String>,
-    /// Move objects aside instead of deleting them: `quarantine restore JOB` brings them back.
+    /// Move objects aside instead of deleting them: `quarantine restore JOB` brings the objects back, not the records.
     #[arg(long)]
     pub quarantine: bool,
 }
@@ -278,7 +278,7 @@ pub async fn gc(
             collection,
             apply,
         } => {
-            let collection = scope_of(handle, collection.as_deref())?;
+            let collection = gone_or_not(handle, collection.as_deref())?;
             let intent = Intent::PauseGc {
                 collection,
                 secs: time,

@@ -393,7 +393,7 @@ impl Job for Gc {
         if state.quarantine && state.cutoff != UnixMs(0) {
             quarantine::close(cx, &Yard::of(cx.objects.root())).await?;
         }
-        cx.note("items collected so far stay collected; all others are untouched");
+        cx.note("items collected so far stay collected; one that was cut short keeps its record, and the next pass goes on with it");
         Ok(Next::Undone(state))
     }
 

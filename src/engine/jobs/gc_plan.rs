@@ -581,8 +581,7 @@ pub fn plan(
         },
         warnings,
         undo: if aside {
-            "falconer quarantine restore JOB brings the objects back; the records that go with them are kept as the job's pre-images"
-                .into()
+            "falconer quarantine restore JOB brings the objects back, not the records".into()
         } else {
             "none: deleted objects are gone".into()
         },

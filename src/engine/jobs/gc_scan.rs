@@ -437,7 +437,7 @@ fn facts(info: &pb::data::SegmentInfo, c: CollectionId, s: SegmentId) -> Segment
 }
 
 /// Files of other segments that the record of one in use names: they go with it, not with the others.
-fn borrowed(
+pub(super) fn borrowed(
     (root, bucket): (&str, &str),
     out: &mut Reading,
     of @ (c, _, s): (CollectionId, PartitionId, SegmentId),

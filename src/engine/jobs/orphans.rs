@@ -14,7 +14,7 @@ use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::cx::JobCx;
-use super::orphans_plan::{Scope, line, ours, plan};
+use super::orphans_plan::{Scope, is_newer, line, ours, plan, too_old};
 use super::orphans_scan::{Seen, Wants, again, look};
 use super::quarantine::{self, Outcome, aside, destroy, put_index, read_index, settle};
 use super::references::Keeper;
@@ -26,7 +26,7 @@ use crate::engine::format::paths::ObjPath;
 use crate::engine::ids::{CollectionId, ObjectKey, UnixMs};
 use crate::engine::model::holds::Tolerances;
 use crate::engine::model::jobs::JobKind;
-use crate::engine::model::orphans::{Report, Rule, Tally, Verdict, judge, prefix};
+use crate::engine::model::orphans::{Report, Rule, Tally, Verdict, judge, newest_of, prefix};
 use crate::engine::model::quarantine::{Entry, Yard};
 use crate::engine::model::text::bytes;
 use crate::engine::objects::ObjectMeta;
@@ -285,6 +285,13 @@ impl Orphans {
             count += 1;
             if let Some(verdict) = scope.judge(&mind.seen.known, &root, &yard, &object) {
                 report.count(prefix(&root, &object.key), object.size, &verdict);
+                if is_newer(&verdict) {
+                    let known = ObjPath::parse(&root, &object.key.0).known();
+                    let id = known.and_then(|path| newest_of(&path));
+                    let why = too_old(&mind.seen, id.unwrap_or_default(), &object.key);
+                    return Err(Error::new(ErrorKind::Conflict, why)
+                        .fix("bring the metadata up to date, or wait until the cluster has made something newer"));
+                }
                 if let Verdict::Orphan(rule) = verdict {
                     found.push(entry(&object, rule));
                 }
@@ -379,7 +386,8 @@ impl Orphans {
                 let now = cx.clock.now();
                 crate::engine::model::tickets::on(&tickets, of, now).map(ToString::to_string)
             };
-            if waited {
+            let age = Duration::from_millis(cx.clock.now().since(batch.listed));
+            if waited || age >= OLDEST {
                 let rest: Vec<Entry> = todo[handled..].iter().map(|(e, _)| (*e).clone()).collect();
                 return self.drop_batch(cx, state, &rest, &yard).await;
             }

@@ -11,8 +11,9 @@ use super::tickets;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::paths::{ObjPath, ParsedPath, SegmentBase};
 use crate::engine::ids::{CollectionId, ObjectKey};
+use crate::engine::model::holds::Reason;
 use crate::engine::model::orphans::{
-    ByPrefix, Known, PREFIXES, Report, Tally, Verdict, judge, prefix, sum,
+    ByPrefix, Known, PREFIXES, Report, Tally, Verdict, judge, newest_of, prefix, sum,
 };
 use crate::engine::model::quarantine::{KEEP_DAYS, Yard};
 use crate::engine::model::text::bytes;
@@ -143,6 +144,22 @@ async fn own_bucket(reads: &Reads<'_>, sample: &[SegmentBase]) -> Result<Check> 
     })
 }
 
+/// Whether an object stays because the metadata may be too old to know it.
+#[must_use]
+pub fn is_newer(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Keep(hold) if hold.reason == Reason::NewerThanMetadata)
+}
+
+/// Why nothing may go by metadata that is older than the bucket.
+#[must_use]
+pub fn too_old(seen: &Seen, id: i64, key: &ObjectKey) -> String {
+    format!(
+        "the bucket holds {key} with id {id}, and the newest id of any record is {}: was etcd put back from a backup? Live data would be \
+         taken for orphans",
+        seen.known.newest.unwrap_or_default()
+    )
+}
+
 /// Two checks: that the bucket is this cluster's, and that the metadata is.
 pub async fn ours(reads: &Reads<'_>, seen: &Seen) -> Result<[Check; 2]> {
     let whole = if seen.empty {
@@ -185,6 +202,7 @@ pub(super) async fn plan(cx: &PlanCx, intent: &Intent, minds: &Minds) -> Result<
     let root = cx.objects.root();
     let yard = Yard::of(root);
     let (mut report, mut samples) = (Report::default(), Vec::new());
+    let mut above: Option<(i64, ObjectKey)> = None;
     for walk in scope.walks(root) {
         let mut listed = cx.objects.list(&walk, None);
         while let Some(object) = listed.try_next().await? {
@@ -192,6 +210,14 @@ pub(super) async fn plan(cx: &PlanCx, intent: &Intent, minds: &Minds) -> Result<
                 continue;
             };
             report.count(prefix(root, &object.key), object.size, &verdict);
+            if is_newer(&verdict)
+                && let Some(id) = ObjPath::parse(root, &object.key.0)
+                    .known()
+                    .and_then(|path| newest_of(&path))
+                && above.as_ref().is_none_or(|(most, _)| *most < id)
+            {
+                above = Some((id, object.key.clone()));
+            }
             if let Verdict::Orphan(rule) = verdict
                 && samples.len() < SAMPLES
             {
@@ -203,6 +229,11 @@ pub(super) async fn plan(cx: &PlanCx, intent: &Intent, minds: &Minds) -> Result<
     let checks = vec![
         bucket,
         metadata,
+        Check {
+            name: "the metadata is as new as the bucket".into(),
+            failed: above.map(|(id, key)| too_old(&seen, id, &key)),
+            detail: format!("newest id {}", seen.known.newest.unwrap_or_default()),
+        },
         Check {
             name: "references are read".into(),
             failed: None,
@@ -297,7 +328,7 @@ fn warnings(seen: &Seen, report: &Report) -> Vec<String> {
     let (found, all) = (report.found(), report.all());
     let unknown = report
         .kept
-        .get(&crate::engine::model::holds::Reason::Unknown)
+        .get(&Reason::Unknown)
         .map_or_else(Tally::default, |by| sum(by.values()));
     if found.objects * 2 > all.objects.saturating_sub(unknown.objects) && found.objects > 100 {
         out.push(format!(

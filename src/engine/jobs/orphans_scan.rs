@@ -7,7 +7,7 @@ use futures::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use prost::Message;
 
-use super::gc_scan::work;
+use super::gc_scan::{Reading, borrowed, work};
 use super::references::Keeper;
 use super::restore_source::Reads;
 use super::standing::Standing;
@@ -115,6 +115,7 @@ pub async fn look(reads: &Reads<'_>, keeper: &Keeper, now: UnixMs, wants: Wants)
         ..Seen::default()
     };
     out.known.now = wants.cutoff;
+    out.known.newest = Some(0);
     out.known.tolerances = wants.tolerances;
     collections(reads, &mut out).await?;
     numbers(reads, &mut out).await?;
@@ -138,6 +139,11 @@ impl Seen {
         }
     }
 
+    /// A record has this id.
+    fn id(&mut self, id: i64) {
+        self.known.newest = self.known.newest.max(Some(id));
+    }
+
     fn block(&mut self, c: CollectionId, why: Hold) {
         if why.reason != Reason::SnapshotPending {
             self.unreadable.push(why.to_string());
@@ -151,6 +157,7 @@ async fn collections(reads: &Reads<'_>, out: &mut Seen) -> Result<()> {
         for kv in reads.family(of).await?.kvs {
             match Key::parse(reads.roots, &kv.key.0).known() {
                 Some(Key::Collection(_, c) | Key::LegacyCollection(c)) => {
+                    out.id(c.0);
                     if !is_tombstone(of, &kv.value) {
                         out.known.collections.insert(c);
                     }
@@ -170,10 +177,18 @@ async fn numbers(reads: &Reads<'_>, out: &mut Seen) -> Result<()> {
     let mut odd = Vec::new();
     let (mut first, mut last) = (Vec::new(), VecDeque::new());
     let mut partition = None;
-    each(reads.meta, family(reads, Family::Segment), true, |kv| {
+    let mut newest = 0;
+    let (root, bucket) = (reads.objects.root(), reads.objects.bucket());
+    let mut lent = Reading::default();
+    each(reads.meta, family(reads, Family::Segment), false, |kv| {
         match Key::parse(roots, &kv.key.0).known() {
-            Some(Key::Segment(c, p, s)) => {
+            Some(key @ Key::Segment(c, p, s)) => {
                 segments.add(s.0, ());
+                newest = newest.max(c.0).max(p.0).max(s.0);
+                // Another segment's files may be named in its record (a compaction that took them over).
+                if let Some(info) = lent.read::<pb::data::SegmentInfo>(&key, kv, Some(c)) {
+                    borrowed((root, bucket), &mut lent, (c, p, s), &info);
+                }
                 // In key order the same partition comes many times.
                 if partition.replace(p) != Some(p) {
                     partitions.add(p.0, ());
@@ -196,7 +211,10 @@ async fn numbers(reads: &Reads<'_>, out: &mut Seen) -> Result<()> {
         family(reads, Family::SegmentIndex),
         true,
         |kv| match Key::parse(roots, &kv.key.0).known() {
-            Some(Key::SegmentIndex(.., b)) => builds.add(b.0, ()),
+            Some(Key::SegmentIndex(.., b)) => {
+                newest = newest.max(b.0);
+                builds.add(b.0, ());
+            }
             _ => odd.push(format!("segment index key {} cannot be read", kv.key)),
         },
     )
@@ -211,6 +229,14 @@ async fn numbers(reads: &Reads<'_>, out: &mut Seen) -> Result<()> {
         },
     )
     .await?;
+    out.id(newest);
+    // What a record names of a segment without one is owned as if it had one.
+    for other in lent.facts.borrowed.keys() {
+        segments.add(other.0, ());
+    }
+    for (c, why) in lent.facts.unreadable {
+        out.block(c, hold(Reason::UnreadableRecord, why));
+    }
     out.known.segments = segments.sorted();
     out.known.partitions = partitions.sorted();
     out.known.builds = builds.sorted();
@@ -233,6 +259,7 @@ async fn snapshots(reads: &Reads<'_>, keeper: &Keeper, now: UnixMs, out: &mut Se
             continue;
         };
         ids.add(id.0, ());
+        out.id(id.0);
         let info = match pb::data::SnapshotInfo::decode(kv.value.clone()) {
             Ok(info) => info,
             Err(e) => {
@@ -278,6 +305,11 @@ async fn snapshots(reads: &Reads<'_>, keeper: &Keeper, now: UnixMs, out: &mut Se
     for (record, label) in found {
         let who = u32::try_from(out.known.labels.len()).unwrap_or(u32::MAX);
         held.collections.insert(record.collection, who);
+        // Usually its own place, which its record owns; a record may name another.
+        held.files.add(
+            mark(&ObjectKey(record.location.to_string())).cast_signed(),
+            who,
+        );
         let why = match keeper.reference(&record) {
             Reference::Loaded(refs) if refs.extent == Extent::Files => {
                 held.take(&refs, who);

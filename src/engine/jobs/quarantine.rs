@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use super::cx::JobCx;
 use super::restore::reads;
 use crate::engine::error::{Error, ErrorKind, Result};
-use crate::engine::ids::{CollectionId, JobId, ObjectKey, UnixMs};
+use crate::engine::ids::{CollectionId, JobId, MetaRev, ObjectKey, UnixMs};
 use crate::engine::meta::{KeyValue, MetaRead, Write};
 use crate::engine::model::orphans::{ByPrefix, Tally, prefix, sum};
 use crate::engine::model::quarantine::{Entry, KEEP_DAYS, Quarantine, Yard};
@@ -119,6 +119,37 @@ pub async fn record(
     Ok((record, kv))
 }
 
+/// The record of a job and its revision; what lies in the bucket when there is no record: metadata that was put back from a backup has
+/// none, and what was moved aside must not be lost for that.
+pub async fn found(
+    meta: &dyn MetaRead,
+    objects: &ObjectRead,
+    keys: &Keys,
+    job: JobId,
+) -> Result<(Quarantine, MetaRev)> {
+    let missing = match record(meta, keys, job).await {
+        Ok((record, kv)) => return Ok((record, kv.mod_rev)),
+        Err(e) if e.kind() == ErrorKind::NotFound => e,
+        Err(e) => return Err(e),
+    };
+    let there = lying(objects, &Yard::of(objects.root()), job).await?;
+    if there.objects == 0 {
+        return Err(missing);
+    }
+    let lost = Quarantine {
+        job,
+        title: "its record is gone".into(),
+        actor: "unknown".into(),
+        collection: None,
+        opened: UnixMs(0),
+        closed: Some(UnixMs(0)),
+        objects: there.objects,
+        bytes: there.bytes,
+        restored: 0,
+    };
+    Ok((lost, MetaRev(0)))
+}
+
 /// Names shown of what lies there.
 const NAMED: usize = 200;
 
@@ -129,7 +160,8 @@ pub async fn tree(
     roots: &Roots,
     job: JobId,
 ) -> Result<serde_json::Value> {
-    let (record, _) = record(meta, &Keys::new(roots), job).await?;
+    let (record, rev) = found(meta, objects, &Keys::new(roots), job).await?;
+    let is_known = rev > MetaRev(0);
     let yard = Yard::of(objects.root());
     let (mut by, mut names) = (ByPrefix::new(), Vec::new());
     let mut listed = objects.list(&yard.job(job), None);
@@ -148,9 +180,9 @@ pub async fn tree(
         "job": record.job,
         "title": record.title,
         "actor": record.actor,
-        "moved_from": record.opened.utc(),
-        "moved_until": record.closed.map(UnixMs::utc),
-        "purged_after_7_days_from": record.due(KEEP_DAYS).map(UnixMs::utc),
+        "moved_from": is_known.then(|| record.opened.utc()),
+        "moved_until": record.closed.filter(|_| is_known).map(UnixMs::utc),
+        "purged_after_7_days_from": record.due(KEEP_DAYS).filter(|_| is_known).map(UnixMs::utc),
         "lies_under": yard.job(job),
         "objects": all.objects,
         "bytes": all.bytes,
@@ -246,8 +278,11 @@ pub async fn aside(cx: &JobCx, yard: &Yard, entry: &Entry) -> Result<Outcome> {
         return gone(cx, yard, entry).await;
     };
     if let Some(why) = differs(&there, entry) {
-        leave(cx, yard, entry).await?;
-        return Ok(Outcome::Stays(why));
+        // What was listed lies aside since an earlier try, and something else stands in its place: both stay.
+        return Ok(match look(cx, &to).await? {
+            Some(kept) => Outcome::Done(kept.size),
+            None => Outcome::Stays(why),
+        });
     }
     cx.paced(there.size).await?;
     if let Err(e) = cx.copy_object(&cx.objects, origin(&there), &to).await {
@@ -270,17 +305,26 @@ async fn gone(cx: &JobCx, yard: &Yard, entry: &Entry) -> Result<Outcome> {
 
 /// Finds out what an earlier try did, and moves nothing: an object that is in its place stays, without a second one aside.
 pub async fn settle(cx: &JobCx, yard: &Yard, entry: &Entry) -> Result<Outcome> {
-    if look(cx, &entry.key).await?.is_none() {
-        return gone(cx, yard, entry).await;
+    match look(cx, &entry.key).await? {
+        Some(there) if differs(&there, entry).is_none() => {
+            leave(cx, yard, entry).await?;
+            Ok(Outcome::Stays("it was not moved".into()))
+        }
+        Some(_) => {
+            let kept = look(cx, &yard.aside(cx.job, &entry.key)).await?;
+            let stays = || Outcome::Stays("it was written again".into());
+            Ok(kept.map_or_else(stays, |kept| Outcome::Done(kept.size)))
+        }
+        None => gone(cx, yard, entry).await,
     }
-    leave(cx, yard, entry).await?;
-    Ok(Outcome::Stays("it was not moved".into()))
 }
 
-/// The object stays in its place: a copy that an earlier try made goes.
-pub async fn leave(cx: &JobCx, yard: &Yard, entry: &Entry) -> Result<()> {
+/// The object stays in its place: a copy that an earlier try made goes, if the object is still the one that was copied.
+async fn leave(cx: &JobCx, yard: &Yard, entry: &Entry) -> Result<()> {
     let to = yard.aside(cx.job, &entry.key);
-    if look(cx, &to).await?.is_some() && look(cx, &entry.key).await?.is_some() {
+    let there = look(cx, &entry.key).await?;
+    if there.is_some_and(|there| differs(&there, entry).is_none()) && look(cx, &to).await?.is_some()
+    {
         cx.delete_object(&to).await?;
     }
     Ok(())

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cx::JobCx;
 use super::orphans::Minds;
+use super::orphans_plan::ours;
 use super::orphans_scan::again;
 use super::quarantine::{lying, record};
 use super::references::Keeper;
@@ -335,6 +336,7 @@ impl Job for QuarantinePurge {
             warnings.push(format!("not yet: job {} ({}), {when}", of.job, of.title));
         }
         let total = sum(gone.values());
+        let [bucket, metadata] = ours(&reads, &seen).await?;
         Ok(Plan {
             intent: intent.clone(),
             title: format!(
@@ -344,6 +346,8 @@ impl Job for QuarantinePurge {
                 due.len()
             ),
             checks: vec![
+                bucket,
+                metadata,
                 Check {
                     name: "the bucket is the one that they were moved in".into(),
                     failed: elsewhere,

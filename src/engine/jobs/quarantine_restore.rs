@@ -9,11 +9,11 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
 use super::cx::JobCx;
-use super::quarantine::{look, lying, origin, record};
+use super::quarantine::{found, look, lying, origin, record};
 use super::restore::reads;
 use super::{Job, Lock, Next, PlanCx};
 use crate::engine::error::{Error, ErrorKind, Result};
-use crate::engine::ids::{CollectionId, JobId, ObjectKey, UnixMs};
+use crate::engine::ids::{CollectionId, JobId, MetaRev, ObjectKey, UnixMs};
 use crate::engine::meta::{Cond, Write};
 use crate::engine::model::jobs::JobKind;
 use crate::engine::model::orphans::Tally;
@@ -199,20 +199,30 @@ async fn one(cx: &JobCx, of: JobId, key: &ObjectKey, size: u64) -> Result<bool> 
     }
 }
 
+async fn drop_index(cx: &JobCx, yard: &Yard, of: JobId) -> Result<()> {
+    for index in reads(cx).list(&yard.indexes(of)).await?.into_keys() {
+        cx.delete_object(&index).await?;
+    }
+    Ok(())
+}
+
 /// Brings the record up to date with what lies there still; without anything it goes, its index first.
 async fn settle(cx: &JobCx, of: JobId, restored: u64) -> Result<Tally> {
     let yard = Yard::of(cx.objects.root());
     let there = lying(&cx.objects, &yard, of).await?;
     let (mut record, kv) = match record(&*cx.meta, cx.keys(), of).await {
         Ok(found) => found,
-        // Gone by an earlier try of this step.
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(there),
+        // Gone by an earlier try of this step, or before this job.
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            if there.objects == 0 {
+                drop_index(cx, &yard, of).await?;
+            }
+            return Ok(there);
+        }
         Err(e) => return Err(e),
     };
     let write = if there.objects == 0 {
-        for index in reads(cx).list(&yard.indexes(of)).await?.into_keys() {
-            cx.delete_object(&index).await?;
-        }
+        drop_index(cx, &yard, of).await?;
         Write::Delete(kv.key.clone())
     } else {
         record.objects = there.objects;
@@ -243,7 +253,7 @@ impl Job for QuarantineRestore {
             ));
         };
         let keys = Keys::new(&cx.roots);
-        let (record, kv) = record(&*cx.meta, &keys, *job).await?;
+        let (record, rev) = found(&*cx.meta, &cx.objects, &keys, *job).await?;
         let (mut all, mut first, mut after) = (Tally::default(), Vec::new(), None);
         loop {
             let (part, to) = aside(&cx.objects, *job, prefix, after.as_ref(), 10_000).await?;
@@ -292,7 +302,11 @@ impl Job for QuarantineRestore {
                         .closed
                         .is_none()
                         .then(|| format!("job {job} still moves things aside; wait for it")),
-                    detail: record.closed.map_or_else(String::new, UnixMs::utc),
+                    detail: if rev > MetaRev(0) {
+                        record.closed.map_or_else(String::new, UnixMs::utc)
+                    } else {
+                        record.title.clone()
+                    },
                 },
                 Check {
                     name: "something lies there".into(),
@@ -316,8 +330,8 @@ impl Job for QuarantineRestore {
             undo: "move them aside again: falconer gc orphans run".into(),
             danger: Danger::Low,
             type_to_confirm: None,
-            based_on: kv.mod_rev,
-            rests_on: vec![(kv.key.text(), kv.mod_rev)],
+            based_on: rev,
+            rests_on: vec![(keys.quarantine(*job).text(), rev)],
             hash: String::new(),
         })
     }

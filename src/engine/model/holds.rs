@@ -52,6 +52,8 @@ pub enum Reason {
     UnreadableRecord,
     /// A ticket pauses garbage collection.
     Paused,
+    /// Its ids are above all that the metadata knows: the metadata may be older than the bucket.
+    NewerThanMetadata,
     /// Nobody here knows what it is.
     Unknown,
 }
@@ -78,6 +80,7 @@ impl Reason {
             Self::RowsLeft => "rows-left",
             Self::UnreadableRecord => "unreadable-record",
             Self::Paused => "paused",
+            Self::NewerThanMetadata => "newer-than-metadata",
             Self::Unknown => "unknown",
         }
     }

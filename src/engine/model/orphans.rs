@@ -165,6 +165,35 @@ pub struct Known {
     pub work: Vec<Work>,
     /// Pauses.
     pub tickets: Vec<Ticket>,
+    /// The highest id of a collection, partition, segment, build or snapshot that has a record. Ids rise: what is above it was made
+    /// after all that is known, and metadata that was put back from a backup knows nothing of it.
+    pub newest: Option<i64>,
+}
+
+/// The highest id that a path names, of those that have records.
+#[must_use]
+pub fn newest_of(path: &ObjPath) -> Option<i64> {
+    let owner = path.owner();
+    [
+        owner.collection.map(|id| id.0),
+        owner.partition.map(|id| id.0),
+        owner.segment.map(|id| id.0),
+        owner.build.map(|id| id.0),
+        owner.snapshot.map(|id| id.0),
+    ]
+    .into_iter()
+    .flatten()
+    .max()
+}
+
+fn newer(known: &Known, path: &ObjPath) -> Option<Hold> {
+    let (newest, id) = (known.newest?, newest_of(path)?);
+    (id > newest).then(|| {
+        hold(
+            Reason::NewerThanMetadata,
+            format!("id {id} is above {newest}, the newest that has a record"),
+        )
+    })
 }
 
 fn hold(reason: Reason, by: impl Into<String>) -> Hold {
@@ -190,7 +219,8 @@ pub fn judge(known: &Known, path: &ParsedPath, key: &ObjectKey, modified: UnixMs
         .or_else(|| blocked(known, owner.collection))
         .or_else(|| worked_on(known, path))
         .or_else(|| young(known, modified))
-        .or_else(|| tickets::on(&known.tickets, owner.collection, known.now).map(Ticket::hold));
+        .or_else(|| tickets::on(&known.tickets, owner.collection, known.now).map(Ticket::hold))
+        .or_else(|| newer(known, path));
     kept.map_or(Verdict::Orphan(rule), Verdict::Keep)
 }
 
@@ -262,10 +292,16 @@ fn owned(known: &Known, path: &ObjPath) -> Result<Rule, Hold> {
 /// A snapshot that refers to it, to its segment or to its build. A snapshot's own files are referred to by its record alone.
 fn referred(known: &Known, path: &ObjPath, key: &ObjectKey) -> Option<Hold> {
     let owner = path.owner();
-    if owner.snapshot.is_some() {
-        return None;
-    }
     let held = &known.held;
+    if owner.snapshot.is_some() {
+        // Its own record has it, unless another's names it from elsewhere.
+        let who = held.files.get(mark(key).cast_signed())?;
+        let label = known.labels.get(*who as usize);
+        return Some(hold(
+            Reason::Snapshot,
+            label.map_or("a snapshot", String::as_str),
+        ));
+    }
     let shared = matches!(path, ObjPath::Lob(..) | ObjPath::PartitionStats(..));
     owner
         .segment
