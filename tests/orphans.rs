@@ -268,7 +268,7 @@ fn every_class_goes_by_its_rule_and_stays_for_every_reason() {
             }),
             OLD,
         );
-        assert_eq!(reason(&by_file) == Some(Reason::Snapshot), !own, "{key}");
+        assert_eq!(reason(&by_file), Some(Reason::Snapshot), "{key}");
         let shared = BTreeMap::from([(CollectionId(C), 0)]);
         let by_any = is(
             &refers(Held {
@@ -789,7 +789,13 @@ async fn wrong_metadata_or_a_wrong_bucket_is_refused() {
     );
     let plan = plan_only(&empty, scan()).await;
     let failed: Vec<&str> = plan.failures().map(|c| c.name.as_str()).collect();
-    assert_eq!(failed, ["the metadata is this cluster's"]);
+    assert_eq!(
+        failed,
+        [
+            "the metadata is this cluster's",
+            "the metadata is as new as the bucket"
+        ]
+    );
     let stores = empty.open(&Faults::none(), ROOT);
     let refused = begin(&runner(&stores, 1), scan()).await.unwrap_err();
     assert!(
@@ -1742,8 +1748,8 @@ async fn a_local_storage_path_has_its_own_place() {
     let file = |below: &str| dir.path().join(below);
     for below in [
         "insert_log/1/2/3/100/4",
-        "insert_log/1/2/9/100/4",
-        "stats_log/1/2/9/100/1",
+        "insert_log/1/2/1/100/4",
+        "stats_log/1/2/1/100/1",
     ] {
         std::fs::create_dir_all(file(below).parent().unwrap()).unwrap();
         std::fs::write(file(below), below).unwrap();
@@ -1766,13 +1772,13 @@ async fn a_local_storage_path_has_its_own_place() {
         info.notes
     );
     assert!(file("insert_log/1/2/3/100/4").exists());
-    assert!(!file("insert_log/1/2/9/100/4").exists());
+    assert!(!file("insert_log/1/2/1/100/4").exists());
     let place = file(&format!(
-        "falconer-quarantine/-/{job}{base}/insert_log/1/2/9/100/4"
+        "falconer-quarantine/-/{job}{base}/insert_log/1/2/1/100/4"
     ));
     assert_eq!(
         std::fs::read_to_string(place).unwrap(),
-        "insert_log/1/2/9/100/4"
+        "insert_log/1/2/1/100/4"
     );
     let back = begin(
         &running,
@@ -1792,8 +1798,8 @@ async fn a_local_storage_path_has_its_own_place() {
         info.notes
     );
     assert_eq!(
-        std::fs::read_to_string(file("stats_log/1/2/9/100/1")).unwrap(),
-        "stats_log/1/2/9/100/1"
+        std::fs::read_to_string(file("stats_log/1/2/1/100/1")).unwrap(),
+        "stats_log/1/2/1/100/1"
     );
     running.stop().await;
 }
