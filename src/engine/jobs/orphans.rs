@@ -285,7 +285,7 @@ impl Orphans {
             count += 1;
             if let Some(verdict) = scope.judge(&mind.seen.known, &root, &yard, &object) {
                 report.count(prefix(&root, &object.key), object.size, &verdict);
-                if is_newer(&verdict) {
+                if scope.delete && is_newer(&verdict) {
                     let known = ObjPath::parse(&root, &object.key.0).known();
                     let id = known.and_then(|path| newest_of(&path));
                     let why = too_old(&mind.seen, id.unwrap_or_default(), &object.key);

@@ -226,13 +226,24 @@ pub(super) async fn plan(cx: &PlanCx, intent: &Intent, minds: &Minds) -> Result<
         }
     }
     let [bucket, metadata] = ours(&reads, &seen).await?;
+    let above = above.map(|(id, key)| too_old(&seen, id, &key));
+    // A writer that died leaves such objects in a sound cluster too. They stay whatever is done; the rest may be put back, unless it is
+    // deleted for good.
+    let (failed, doubt) = if scope.delete {
+        (above, None)
+    } else {
+        (None, above)
+    };
     let checks = vec![
         bucket,
         metadata,
         Check {
             name: "the metadata is as new as the bucket".into(),
-            failed: above.map(|(id, key)| too_old(&seen, id, &key)),
-            detail: format!("newest id {}", seen.known.newest.unwrap_or_default()),
+            failed,
+            detail: match &doubt {
+                Some(_) => "in doubt, see the warnings; objects of newer ids stay".into(),
+                None => format!("newest id {}", seen.known.newest.unwrap_or_default()),
+            },
         },
         Check {
             name: "references are read".into(),
@@ -248,9 +259,9 @@ pub(super) async fn plan(cx: &PlanCx, intent: &Intent, minds: &Minds) -> Result<
         },
         paused,
     ];
-    Ok(words(
-        intent, &scope, &yard, &seen, &report, checks, samples,
-    ))
+    let mut plan = words(intent, &scope, &yard, &seen, &report, checks, samples);
+    plan.warnings.splice(..0, doubt);
+    Ok(plan)
 }
 
 fn words(
