@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use falconer::cli::{self, Cli, ColorChoice};
@@ -13,6 +14,9 @@ use falconer::engine::error::{Error, ErrorKind, Result};
 use falconer::engine::profile::{Access, MetaProfile, Profile};
 use falconer::ui::Options;
 use falconer::ui::theme::{ColorFlag, LookFlags};
+
+/// How long the engine may take to give the root back.
+const LEAVE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -61,13 +65,21 @@ async fn run(cli: Cli) -> Result<u8> {
     if cli.command.as_ref().is_some_and(cli::Command::reads_only) && is_there(&resolved.profile) {
         resolved.profile.access = Access::ReadOnly;
     }
-    let handle = Engine::open(resolved.profile.clone(), clock, entropy).await?;
-    match cli.command {
+    let handle = Engine::open(resolved.profile.clone(), clock.clone(), entropy).await?;
+    let mut jobs = handle.jobs.clone();
+    let done = match cli.command {
         Some(command) => cli::run(command, handle, &mut std::io::stdout()).await,
         None => falconer::ui::run(handle, look(cli.look, &resolved))
             .await
             .map(|()| 0),
+    };
+    // With its last client the engine ends and gives the root back: who comes next must not have to wait for our lease to run out.
+    let ended = async { while jobs.changed().await.is_ok() {} };
+    tokio::select! {
+        () = ended => {}
+        () = clock.sleep(LEAVE) => {}
     }
+    done
 }
 
 /// What the cluster says of itself in etcd fills the keys that nothing nearer has set. The console opens without it when etcd
