@@ -1279,6 +1279,25 @@ fn pause(collection: Option<i64>, secs: u64) -> Intent {
     }
 }
 
+/// A resume without a name ends the pause that its plan shows, or nothing: not one that has come in its place.
+#[tokio::test(start_paused = true)]
+async fn what_a_resume_shows_is_what_ends() {
+    let world = small_world().await;
+    let stores = world.open(&Faults::none(), ROOT);
+    let (one, other) = (runner(&stores, 1), runner(&stores, 2));
+    settled(&one, pause(None, 600)).await.unwrap();
+    let nameless = || Intent::ResumeGc { ticket: None };
+    let shown = one.plan(nameless(), Arc::default()).await.unwrap();
+    settled(&other, nameless()).await.unwrap();
+    let second = settled(&other, pause(Some(C), 600)).await.unwrap();
+    let refused = one.carry_out(&shown.hash, "").await;
+    assert!(refused.is_err(), "the other's pause would end: {second}");
+    let left = settled(&other, nameless()).await.unwrap();
+    assert!(left.contains("is gone"), "{left}");
+    one.stop().await;
+    other.stop().await;
+}
+
 fn counted(all: &Objects) -> usize {
     let yard = Yard::of(ROOT);
     all.keys()

@@ -9,7 +9,7 @@ use super::cx::JobCx;
 use super::gc_plan::{Filter, Item};
 use super::gc_scan::{Scan, pages};
 use super::gc_snapshots;
-use super::quarantine;
+use super::quarantine::{self, Aside};
 use super::restore::reads;
 use super::restore_source::hex;
 use crate::engine::error::{ErrorKind, Result};
@@ -320,13 +320,15 @@ pub(super) async fn remove(
     if filter.quarantine {
         let yard = Yard::of(cx.objects.root());
         let name = item.to_string().replace(' ', "-");
-        return match quarantine::all_aside(cx, &yard, &name, rule.name(), objects).await? {
-            Ok(moved) => Ok(Removed::All(moved)),
-            Err(why) => {
+        let aside = quarantine::all_aside(cx, &yard, &name, rule.name(), objects, began).await?;
+        return Ok(match aside {
+            Aside::All(moved) => Removed::All(moved),
+            Aside::Stays(why) => {
                 cx.note(format!("kept: {item}, because {why}"));
-                Ok(Removed::Failed)
+                Removed::Failed
             }
-        };
+            Aside::TooOld => Removed::TooOld,
+        });
     }
     // A request for a folder, not one for each of its files.
     let folders: BTreeSet<ObjectKey> = objects

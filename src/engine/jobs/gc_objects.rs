@@ -10,7 +10,7 @@ use super::cx::JobCx;
 use super::gc::{Pass, State};
 use super::gc_collect::{all_hold, same_snapshots};
 use super::gc_scan::Scan;
-use super::quarantine::all_aside;
+use super::quarantine::{Aside, all_aside};
 use super::tickets::{self, Leave};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
@@ -140,9 +140,11 @@ async fn one(
                     // One index file an object: superseded files are few.
                     let name = format!("{}-{:016x}", rule.name(), mark(&object.key));
                     let keys = [object.key.clone()];
-                    match all_aside(cx, &yard, &name, rule.name(), &keys).await? {
-                        Ok(moved) => Ok(moved.objects > 0),
-                        Err(why) => Err(Error::new(ErrorKind::Conflict, why)),
+                    let now = cx.clock.now();
+                    match all_aside(cx, &yard, &name, rule.name(), &keys, now).await? {
+                        Aside::All(moved) => Ok(moved.objects > 0),
+                        Aside::Stays(why) => Err(Error::new(ErrorKind::Conflict, why)),
+                        Aside::TooOld => return Ok(Swept::Moved),
                     }
                 } else {
                     cx.delete_object(&object.key).await

@@ -12,6 +12,7 @@ use super::restore::reads;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{CollectionId, JobId, MetaRev, ObjectKey, UnixMs};
 use crate::engine::meta::{KeyValue, MetaRead, Write};
+use crate::engine::model::gc::is_fresh;
 use crate::engine::model::orphans::{ByPrefix, Tally, prefix, sum};
 use crate::engine::model::quarantine::{Entry, KEEP_DAYS, Quarantine, Yard};
 use crate::engine::objects::{ObjectMeta, ObjectRead, Origin};
@@ -347,6 +348,16 @@ pub async fn destroy(cx: &JobCx, entry: &Entry) -> Result<Outcome> {
     }
 }
 
+/// What became of the objects of one thing.
+pub enum Aside {
+    /// All that exist are aside.
+    All(Tally),
+    /// One stays, for this reason.
+    Stays(String),
+    /// The listing that they were judged by is too old.
+    TooOld,
+}
+
 /// Moves everything of one collected thing aside, under an index file of that name. What was moved, or why one of them could not be.
 pub async fn all_aside(
     cx: &JobCx,
@@ -354,7 +365,8 @@ pub async fn all_aside(
     name: &str,
     rule: &str,
     objects: &[ObjectKey],
-) -> Result<Result<Tally, String>> {
+    began: UnixMs,
+) -> Result<Aside> {
     let mut entries = Vec::with_capacity(objects.len());
     for key in objects {
         if let Some(there) = look(cx, key).await? {
@@ -368,16 +380,20 @@ pub async fn all_aside(
         }
     }
     if entries.is_empty() {
-        return Ok(Ok(Tally::default()));
+        return Ok(Aside::All(Tally::default()));
     }
     put_index(cx, yard, name, &entries).await?;
     let mut moved = Tally::default();
     for entry in &entries {
+        // Each waits for its turn; a verdict of an old listing is worth nothing.
+        if !is_fresh(began, cx.clock.now()) {
+            return Ok(Aside::TooOld);
+        }
         match aside(cx, yard, entry).await? {
             Outcome::Done(bytes) => moved.add(bytes),
             Outcome::Missing => {}
-            Outcome::Stays(why) => return Ok(Err(why)),
+            Outcome::Stays(why) => return Ok(Aside::Stays(why)),
         }
     }
-    Ok(Ok(moved))
+    Ok(Aside::All(moved))
 }

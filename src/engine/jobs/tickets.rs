@@ -88,7 +88,12 @@ pub async fn check(
 /// The plan of a pause or of its end.
 pub async fn plan(meta: &dyn MetaRead, keys: &Keys, intent: &Intent, now: UnixMs) -> Result<Plan> {
     let all = read(meta, keys).await?;
-    let (title, key, before, after, checks, warnings, danger) = match intent {
+    let mut intent = intent.clone();
+    if let Intent::ResumeGc { ticket } = &mut intent {
+        // What is shown is what ends, also when another has come in its place by then.
+        *ticket = Some(find(&all, ticket.as_deref())?.0.id.clone());
+    }
+    let (title, key, before, after, checks, warnings, danger) = match &intent {
         Intent::PauseGc {
             collection,
             secs,
@@ -128,7 +133,6 @@ pub async fn plan(meta: &dyn MetaRead, keys: &Keys, intent: &Intent, now: UnixMs
         _ => return Err(Error::new(ErrorKind::Internal, "not a pause")),
     };
     Ok(Plan {
-        intent: intent.clone(),
         title,
         checks,
         steps: vec![
@@ -143,10 +147,11 @@ pub async fn plan(meta: &dyn MetaRead, keys: &Keys, intent: &Intent, now: UnixMs
                 "binds Falconer's own passes only: Milvus keeps its pause in memory, set it there too if a coordinator runs".into(),
             ])
             .collect(),
-        undo: match intent {
+        undo: match &intent {
             Intent::PauseGc { .. } => "falconer gc resume".into(),
             _ => "pause it again".into(),
         },
+        intent,
         danger,
         type_to_confirm: None,
         based_on: MetaRev(0),
