@@ -54,7 +54,10 @@ fn main() {
     runtime.block_on(server.upload(BUCKET, logs));
     let (mut bare, mut create, mut whole) = (Vec::new(), Vec::new(), Vec::new());
     for i in 0..REPEAT {
-        let (runner, read) = runtime.block_on(open(&server, kvs.clone()));
+        // Each cluster gives out ids of its own: the snapshots lie beside each other in the bucket.
+        let mut kvs = kvs.clone();
+        kvs.push(allocator(i));
+        let (runner, read) = runtime.block_on(open(&server, kvs));
         let mut made = None;
         for side in [i % 2, 1 - i % 2] {
             if side == 0 {
@@ -108,11 +111,7 @@ fn collection(segments: usize) -> (Vec<KeyValue>, Vec<ObjectKey>) {
                 }
             }
             Some(Key::SegmentIndex(c, ..)) if c == COLLECTION => {}
-            // New ids must lie above those that are made here: an id holds Unix milliseconds above its low 18 bits.
-            Some(Key::IdAllocator) => {
-                let window = ((FIRST_ID >> 18) + 86_400_000) * 1_000_000;
-                kvs.push(made(k.key, window.to_be_bytes().to_vec()));
-            }
+            Some(Key::IdAllocator) => {}
             _ => kvs.push(stored(k)),
         }
     }
@@ -138,6 +137,16 @@ fn collection(segments: usize) -> (Vec<KeyValue>, Vec<ObjectKey>) {
         )));
     }
     (kvs, keys)
+}
+
+/// New ids must lie above those that are made here: an id holds Unix milliseconds above its low 18 bits.
+fn allocator(i: usize) -> KeyValue {
+    let days = i64::try_from(i).expect("few") + 1;
+    let window = ((FIRST_ID >> 18) + days * 86_400_000) * 1_000_000;
+    made(
+        Key::IdAllocator.to_bytes(&Roots::default()),
+        window.to_be_bytes().to_vec(),
+    )
 }
 
 fn stored(k: LabKey) -> KeyValue {
