@@ -53,6 +53,7 @@ fn main() {
         .map(|key| (&key.0, Bytes::from_static(b"a log")));
     runtime.block_on(server.upload(BUCKET, logs));
     let (mut bare, mut create, mut whole) = (Vec::new(), Vec::new(), Vec::new());
+    let mut looks = Vec::new();
     for i in 0..REPEAT {
         // Each cluster gives out ids of its own: the snapshots lie beside each other in the bucket.
         let mut kvs = kvs.clone();
@@ -61,6 +62,7 @@ fn main() {
         let mut made = None;
         for side in [i % 2, 1 - i % 2] {
             if side == 0 {
+                looks.push(runtime.block_on(look(&read, segments)));
                 let objects = made.clone().unwrap_or_else(|| vec![1_000; segments + 1]);
                 bare.push(runtime.block_on(put(&server, i, &objects)));
             } else {
@@ -78,6 +80,7 @@ fn main() {
         }
     }
     println!("bare puts {}", list(&bare));
+    println!("bare list of what it refers to {}", list(&looks));
     println!("create, until it is committed {}", list(&create));
     println!("create, until it is read back {}", list(&whole));
     let ratio = median(&create).as_secs_f64() / median(&bare).as_secs_f64();
@@ -91,6 +94,31 @@ fn main() {
         ),
         Some(("≤ 1.2", ratio <= 1.2)),
     );
+    let asked = (median(&bare) + median(&looks)).as_secs_f64();
+    row(
+        "the same ÷ bare PUTs and a bare LIST of what it refers to",
+        &format!(
+            "{:.2} ({:.2} s ÷ {asked:.2} s, of which LIST {:.2} s)",
+            median(&create).as_secs_f64() / asked,
+            median(&create).as_secs_f64(),
+            median(&looks).as_secs_f64(),
+        ),
+        None,
+    );
+}
+
+/// How long the server takes to tell that each object that the snapshot refers to is there.
+async fn look(read: &ObjectRead, segments: usize) -> Duration {
+    let start = Instant::now();
+    let prefix = ObjectKey(format!("files/insert_log/{COLLECTION}"));
+    let there: Vec<u64> = read
+        .list(&prefix, None)
+        .map_ok(|meta| meta.size)
+        .try_collect()
+        .await
+        .expect("a listing");
+    assert_eq!(there.len(), segments);
+    start.elapsed()
 }
 
 /// The captured cluster, the one collection with so many segments instead of its own; and their objects.
