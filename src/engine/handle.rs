@@ -8,6 +8,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::error::{Error, ErrorKind, Result};
 use super::ids::{JobId, MetaKey, MetaRev, UnixMs};
+use super::model::broadcast::BroadcastsView;
 use super::model::catalog::Catalog;
 use super::model::jobs::JobsView;
 use super::model::references::Index;
@@ -156,6 +157,8 @@ pub struct Handle {
     pub catalog: watch::Receiver<Arc<Catalog>>,
     /// Our jobs.
     pub jobs: watch::Receiver<Arc<JobsView>>,
+    /// Broadcasts that this process drives; not open where it drives none.
+    pub broadcasts: watch::Receiver<Arc<BroadcastsView>>,
     /// What each snapshot refers to, and whether that is known: whatever is not known, holds.
     pub references: watch::Receiver<Arc<Index>>,
     /// The connection.

@@ -40,6 +40,7 @@ use jobs::runner::{Runner, RunnerHandle, look_on};
 use live::{Live, Shown};
 use meta::Span;
 use meta::reflector::Reflector;
+use model::broadcast::BroadcastsView;
 use model::catalog::Catalog;
 use model::facts::Tolerances;
 use model::jobs::{JobState, JobsView};
@@ -64,6 +65,7 @@ pub struct Engine;
 struct World {
     shown: Shown,
     jobs: watch::Sender<Arc<JobsView>>,
+    broadcasts: watch::Sender<Arc<BroadcastsView>>,
     objects: Objects,
     roots: Roots,
     entropy: Arc<dyn Entropy>,
@@ -95,6 +97,7 @@ impl Engine {
         let (requests, asked) = mpsc::channel(REQUESTS);
         let (catalog, seen) = watch::channel(Arc::new(Catalog::default()));
         let (jobs, jobs_seen) = watch::channel(Arc::new(JobsView::default()));
+        let (broadcasts, broadcasts_seen) = watch::channel(Arc::default());
         let why = None;
         let (conn, conn_seen) = watch::channel(Conn::Connecting { attempt: 1, why });
         let (notices, _) = tokio::sync::broadcast::channel(NOTICES);
@@ -108,6 +111,7 @@ impl Engine {
                 clock: clock.clone(),
             },
             jobs,
+            broadcasts,
             objects,
             roots: profile.roots,
             entropy,
@@ -121,6 +125,7 @@ impl Engine {
             requests,
             catalog: seen,
             jobs: jobs_seen,
+            broadcasts: broadcasts_seen,
             references,
             conn: conn_seen,
             notices,
@@ -274,6 +279,7 @@ impl World {
         tokio::select! {
             () = server.run(asked) => {}
             () = self.show_jobs(view) => {}
+            () = self.show_broadcasts(runner.as_ref()) => {}
         }
         if let Some(runner) = runner {
             runner.stop().await;
@@ -300,6 +306,19 @@ impl World {
             embedded: self.is_embedded,
         });
         Some(Runner::start(executor, self.registry()))
+    }
+
+    /// Passes on what is shown of the broadcasts that this process drives.
+    async fn show_broadcasts(&self, runner: Option<&RunnerHandle>) {
+        if let Some(runner) = runner {
+            let mut view = runner.broadcasts.clone();
+            while view.changed().await.is_ok() {
+                let now = view.borrow_and_update().clone();
+                self.broadcasts.send_replace(now);
+            }
+        }
+        // The server decides when the engine ends.
+        std::future::pending::<()>().await;
     }
 
     /// Passes the jobs on, and tells each end once.

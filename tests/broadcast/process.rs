@@ -229,12 +229,15 @@ impl Process {
     }
 
     pub async fn quiet(&self, label: &str) {
-        let clock = self.executor.clock();
-        for _ in 0..20_000 {
-            if self.broadcaster.shown().is_empty() {
-                return;
+        let mut changed = self.broadcaster.changed();
+        let all_done = async {
+            while !self.broadcaster.shown().is_empty() {
+                changed.changed().await.unwrap();
             }
-            clock.sleep(Duration::from_millis(20)).await;
+        };
+        tokio::select! {
+            () = all_done => return,
+            () = self.executor.clock().sleep(Duration::from_mins(7)) => {}
         }
         let stuck: Vec<String> = self
             .broadcaster

@@ -1,7 +1,6 @@
 //! One rule each, in memory; and one whole life on real servers.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use falconer::engine::clock::{Clock, SystemClock};
 use falconer::engine::error::ErrorKind;
@@ -121,6 +120,7 @@ async fn one_life(stores: &Stores) {
         .await
         .unwrap();
     let waits = |shown: &[Shown]| matches!(shown, [s] if matches!(&s.waiting, Waiting::Checkpoint { channel, .. } if *channel == held));
+    let mut changed = b.changed();
     loop {
         let shown = b.shown();
         if waits(&shown)
@@ -141,11 +141,7 @@ async fn one_life(stores: &Stores) {
             );
             break;
         }
-        process
-            .executor
-            .clock()
-            .sleep(Duration::from_millis(5))
-            .await;
+        changed.changed().await.unwrap();
     }
     let acked: Vec<bool> = stores
         .task(synced.id().0)

@@ -58,8 +58,9 @@ impl Inner {
                 Err(e) => return drop(told.send(Err(e))),
             }
         };
-        let cell = Cell::new(task, note, guard.turn.take());
+        let cell = Cell::new(task, note, guard.turn.take(), self.changed.clone());
         self.state().tasks.insert(id, cell.clone());
+        self.seen();
         let ticket = Ticket {
             cell: cell.clone(),
             inner: self.clone(),
@@ -135,6 +136,7 @@ impl Inner {
                 let turn = self.state().order.enter(keys);
                 super::lock(&cell.doing).order = Some(turn);
             }
+            self.seen();
             if done {
                 return Ok(());
             }
@@ -222,6 +224,7 @@ impl Inner {
             let _ = moved.changed().await;
         }
         super::lock(&cell.doing).calling = true;
+        self.seen();
         let all = {
             let task = cell.task();
             AllAcked {

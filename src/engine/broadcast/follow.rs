@@ -105,11 +105,17 @@ impl Inner {
     }
 
     fn troubled(&self, log: &dyn Wal, why: Option<Error>) {
+        let name = log.pchannel();
         let mut state = self.state();
-        match why {
-            Some(why) => state.troubles.insert(log.pchannel().to_owned(), why),
-            None => state.troubles.remove(log.pchannel()),
+        let shows = why.is_some();
+        let showed = match why {
+            Some(why) => state.troubles.insert(name.to_owned(), why).is_some(),
+            None => state.troubles.remove(name).is_some(),
         };
+        drop(state);
+        if shows || showed {
+            self.seen();
+        }
     }
 
     /// Moves the checkpoints of channels that have one: a channel that is dropped and collected must not get a new one by what is

@@ -41,7 +41,8 @@ use super::format::pb::messages::{Message, MessageType};
 use super::format::pb::msg::MsgPosition;
 use super::ids::{BroadcastId, JobId, MetaRev, UnixMs, VChannel};
 use super::model::broadcast::{
-    AckedAt, Locks, Resource, ResourceKeys, Shown, Task, TombstoneLimits, Tombstones, Turn,
+    AckedAt, BroadcastsView, Locks, Resource, ResourceKeys, Shown, Task, TombstoneLimits,
+    Tombstones, Turn,
 };
 use super::plan::execute::{Executor, Who};
 use super::wal::channels::Channels;
@@ -160,6 +161,8 @@ struct Inner {
     state: Mutex<State>,
     /// Counts what may let somebody go: a place given up, a task ended.
     moved: watch::Sender<u64>,
+    /// Counts what a screen would show differently.
+    changed: watch::Sender<u64>,
     stop: CancellationToken,
     /// Why it ended by itself.
     ended: watch::Sender<Option<Error>>,
@@ -191,6 +194,8 @@ struct Cell {
     turn: Option<Turn>,
     doing: Mutex<Doing>,
     done: watch::Sender<bool>,
+    /// The service's.
+    changed: watch::Sender<u64>,
 }
 
 /// What its driver is at, for the eye.
@@ -206,8 +211,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// One more.
+fn count(changes: &watch::Sender<u64>) {
+    changes.send_modify(|n| *n += 1);
+}
+
 impl Cell {
-    fn new(task: Task, note: Note, turn: Option<Turn>) -> Arc<Self> {
+    fn new(
+        task: Task,
+        note: Note,
+        turn: Option<Turn>,
+        changed: watch::Sender<u64>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             task: Mutex::new(task),
             note,
@@ -215,6 +230,7 @@ impl Cell {
             turn,
             doing: Mutex::default(),
             done: watch::Sender::new(false),
+            changed,
         })
     }
 
@@ -227,11 +243,18 @@ impl Cell {
         let mut doing = lock(&self.doing);
         doing.retries = doing.retries.saturating_add(1);
         doing.error = Some((at, channel, e));
+        drop(doing);
+        count(&self.changed);
     }
 
     fn succeeds(&self) {
         let mut doing = lock(&self.doing);
+        let failed = doing.error.is_some();
         (doing.retries, doing.error) = (0, None);
+        drop(doing);
+        if failed {
+            count(&self.changed);
+        }
     }
 }
 
@@ -297,6 +320,8 @@ impl Broadcaster {
     pub async fn lock(&self, keys: ResourceKeys) -> Result<Guard> {
         let mut moved = self.inner.moved.subscribe();
         let turn = self.inner.state().keys.enter(keys.clone());
+        // Whoever is in the way blocks one more now.
+        self.inner.seen();
         let guard = Guard {
             inner: self.inner.clone(),
             turn: Some(turn),
@@ -363,6 +388,22 @@ impl Broadcaster {
     /// A message came out of a channel's log. Nothing waits and nothing fails here: it is kept, and the task's driver looks at it.
     pub fn observe(&self, message: &Stored) {
         self.inner.observe(message);
+    }
+
+    /// Counts every visible change: of [`shown`](Self::shown), [`troubles`](Self::troubles) and [`tombstones`](Self::tombstones).
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.inner.changed.subscribe()
+    }
+
+    /// All of it at once.
+    #[must_use]
+    pub fn view(&self) -> BroadcastsView {
+        BroadcastsView {
+            open: !self.inner.stop.is_cancelled(),
+            tasks: self.shown(),
+            troubles: self.troubles(),
+            tombstones: self.tombstones(),
+        }
     }
 
     /// Every unfinished task, for the screen, oldest first.
@@ -459,10 +500,17 @@ impl Inner {
             first
         });
         self.stop.cancel();
+        self.seen();
     }
 
     fn bump(&self) {
-        self.moved.send_modify(|n| *n += 1);
+        count(&self.moved);
+        self.seen();
+    }
+
+    /// What a screen shows has changed.
+    fn seen(&self) {
+        count(&self.changed);
     }
 
     fn leave(&self, turn: Turn) {

@@ -34,6 +34,7 @@ impl Broadcaster {
             parts,
             state: Mutex::default(),
             moved: watch::Sender::new(0),
+            changed: watch::Sender::new(0),
             stop: CancellationToken::new(),
             ended: watch::Sender::new(None),
             running: Mutex::default(),
@@ -106,7 +107,7 @@ impl Inner {
                     .fix("look at both records; nothing is broadcast until one is repaired")
                 })?);
             }
-            let cell = Cell::new(task, note, turn);
+            let cell = Cell::new(task, note, turn, self.changed.clone());
             state.tasks.insert(id, cell.clone());
             cells.push((cell, rev));
         }
@@ -203,6 +204,8 @@ impl Inner {
             let mut state = self.state();
             state.tombstones.removed(id);
             state.buried.remove(&id);
+            drop(state);
+            self.seen();
             removed += 1;
         }
     }

@@ -27,6 +27,7 @@ use super::{Lock, locks};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, MetaKey, MetaRev};
 use crate::engine::meta::{Cond, Write};
+use crate::engine::model::broadcast::BroadcastsView;
 use crate::engine::model::catalog::Catalog;
 use crate::engine::model::jobs::{Copies, JobState, JobsView, Progress};
 use crate::engine::plan::execute::{Executor, Who};
@@ -54,6 +55,8 @@ struct Inner {
     plans: Mutex<VecDeque<Arc<Plan>>>,
     /// Taking and giving back the root, and counting who needs it.
     gate: Mutex<()>,
+    /// What is shown of the broadcasts that this process drives.
+    broadcasts: watch::Sender<Arc<BroadcastsView>>,
     /// There may be a job to take up: the root was given back, or the journal read.
     freed: Notify,
     stop: CancellationToken,
@@ -74,6 +77,8 @@ pub struct RunnerHandle {
     inner: Arc<Inner>,
     /// All jobs, at most ten times a second.
     pub view: watch::Receiver<Arc<JobsView>>,
+    /// Broadcasts that this process drives.
+    pub broadcasts: watch::Receiver<Arc<BroadcastsView>>,
 }
 
 impl Runner {
@@ -97,6 +102,7 @@ impl Runner {
             board: board.clone(),
             plans: Mutex::default(),
             gate: Mutex::default(),
+            broadcasts: watch::Sender::default(),
             freed: Notify::new(),
             stop: CancellationToken::new(),
         });
@@ -116,7 +122,12 @@ impl Runner {
         spawn(inner.clone().follow().boxed());
         spawn(inner.clone().take_ups().boxed());
         spawn(inner.clone().rounds().boxed());
-        RunnerHandle { inner, view }
+        let broadcasts = inner.broadcasts.subscribe();
+        RunnerHandle {
+            inner,
+            view,
+            broadcasts,
+        }
     }
 }
 

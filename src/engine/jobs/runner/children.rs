@@ -18,8 +18,13 @@ struct OfRunner(RunnerHandle);
 /// The runner as its own jobs see it.
 pub(super) fn of(inner: &Arc<Inner>) -> Arc<dyn Children> {
     let view = inner.board.subscribe();
+    let broadcasts = inner.broadcasts.subscribe();
     let inner = inner.clone();
-    Arc::new(OfRunner(RunnerHandle { inner, view }))
+    Arc::new(OfRunner(RunnerHandle {
+        inner,
+        view,
+        broadcasts,
+    }))
 }
 
 #[async_trait]

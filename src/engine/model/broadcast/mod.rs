@@ -15,4 +15,4 @@ pub use keys::{Resource, ResourceKeys};
 pub use locks::{Locks, Turn};
 pub use task::{AckedAt, Copy, Task, TaskState};
 pub use tombstones::{TombstoneLimits, Tombstones};
-pub use view::{Shown, Waiting};
+pub use view::{BroadcastsView, Shown, Waiting};

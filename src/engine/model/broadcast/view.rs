@@ -1,8 +1,10 @@
 //! An unfinished task as a screen shows it (§II.8).
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::keys::ResourceKeys;
+use crate::engine::error::Error;
 use crate::engine::ids::{BroadcastId, JobId, Tso, UnixMs, VChannel};
 
 /// What a task waits for.
@@ -93,4 +95,17 @@ pub struct Shown {
     pub job: JobId,
     /// Operations that wait for its keys.
     pub blocks: usize,
+}
+
+/// The broadcaster of a root as a screen shows it.
+#[derive(Clone, Debug, Default)]
+pub struct BroadcastsView {
+    /// This process runs it. Otherwise the records of the catalog are all there is to see.
+    pub open: bool,
+    /// Unfinished tasks, oldest first.
+    pub tasks: Vec<Shown>,
+    /// Logs whose messages cannot be taken in now, and why: their checkpoints stand still. By physical channel.
+    pub troubles: BTreeMap<String, Error>,
+    /// Finished tasks that are still remembered.
+    pub tombstones: usize,
 }
