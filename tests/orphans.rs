@@ -13,6 +13,7 @@ use falconer::engine::error::{Error, ErrorKind, Result};
 use falconer::engine::format::keys::Key;
 use falconer::engine::format::paths::ObjPath;
 use falconer::engine::format::pb;
+use falconer::engine::format::snapshot::metadata_key;
 use falconer::engine::ids::{
     CollectionId, JobId, KeyPrefix, ObjectKey, PartitionId, SegmentId, SnapshotId, TaskId, UnixMs,
 };
@@ -752,9 +753,30 @@ async fn snapshots_hold_by_name_and_unread_ones_hold_all() {
     )
     .await;
 
-    // Cut in the middle.
+    // A manifest under the id of a snapshot that nobody knows is an orphan, unless a JSON names it there.
     let manifest = made.metadata.manifest_list[0].clone();
-    let bytes = every(&*world.objects).await[&manifest].clone();
+    let now = every(&*world.objects).await;
+    let bytes = now[&manifest].clone();
+    let elsewhere = manifest.replace(&format!("/{}/", made.id), "/470660334431980077/");
+    assert_ne!(elsewhere, manifest);
+    let before = plan_only(&world, scan()).await.objects.deletes;
+    lab::put_object(&world, &elsewhere.as_str().into(), bytes.to_vec()).await;
+    let plan = plan_only(&world, scan()).await;
+    assert_eq!(plan.objects.deletes, before + 1);
+    let key = metadata_key(ROOT, of, made.id);
+    let json = String::from_utf8(now[&key.0].to_vec()).unwrap();
+    let renamed = json.replace(&manifest, &elsewhere);
+    assert_ne!(renamed, json);
+    lab::put_object(&world, &key, renamed.into_bytes()).await;
+    let plan = plan_only(&world, scan()).await;
+    assert_eq!(plan.objects.deletes, before);
+    lab::put_object(&world, &key, json.into_bytes()).await;
+    let path = elsewhere.as_str().into();
+    object_store::ObjectStoreExt::delete(&*world.objects, &path)
+        .await
+        .unwrap();
+
+    // Cut in the middle.
     lab::put_object(
         &world,
         &manifest.as_str().into(),

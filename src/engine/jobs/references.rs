@@ -13,7 +13,7 @@ use super::restore_map::Source;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::paths::{ObjPath, SegmentBase, StorageManifest};
 use crate::engine::format::{manifest, pb, snapshot};
-use crate::engine::ids::{BuildId, ObjectKey, SegmentId, UnixMs};
+use crate::engine::ids::{BuildId, ObjectKey, SegmentId, SnapshotId, UnixMs};
 use crate::engine::model::facts::Reference;
 use crate::engine::model::references::{Collecting, Extent, Index, Record, References, Status};
 use crate::engine::objects::ObjectRead;
@@ -149,6 +149,7 @@ pub async fn read(objects: &ObjectRead, record: &Record, extent: Extent) -> Resu
     if extent == Extent::Ids && !metadata.manifest_list.is_empty() {
         return Ok(all.done(Extent::Ids));
     }
+    elsewhere(objects, &location, &metadata, record.id, &mut all);
     manifests(objects, &location, &metadata, &mut |segment| {
         one(objects, segment, &mut all)
     })
@@ -156,9 +157,29 @@ pub async fn read(objects: &ObjectRead, record: &Record, extent: Extent) -> Resu
     Ok(all.done(Extent::Files))
 }
 
+/// The snapshot's own files that do not lie under its own id: whoever looks at them by their names takes them for another's.
+fn elsewhere(
+    objects: &ObjectRead,
+    location: &ObjectKey,
+    metadata: &pb::data::SnapshotMetadata,
+    id: SnapshotId,
+    all: &mut Collecting,
+) {
+    let root = objects.root();
+    let manifests = metadata.manifest_list.iter().map(String::as_str);
+    for key in manifests.chain([location.0.as_str()]) {
+        let owner = ObjPath::parse(root, key).known().map(|path| path.owner());
+        if owner.is_none_or(|owner| owner.snapshot != Some(id)) {
+            all.object(&ObjectKey(key.to_owned()));
+        }
+    }
+}
+
 /// What a snapshot that was read strictly and whole refers to: what [`read`] finds as far as [`Extent::Files`], without reading again.
 pub fn of_source(objects: &ObjectRead, source: &Source) -> Result<References> {
     let mut all = Collecting::default();
+    let location = ObjectKey(source.record.s3_location.clone());
+    elsewhere(objects, &location, &source.metadata, source.id(), &mut all);
     for id in &source.metadata.build_ids {
         all.build(BuildId(*id));
     }

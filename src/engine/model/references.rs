@@ -103,6 +103,11 @@ impl Collecting {
         self.files += 1;
     }
 
+    /// An object that is held by its name alone.
+    pub fn object(&mut self, key: &ObjectKey) {
+        self.loose.push(mark(key));
+    }
+
     /// What was read, as far as it was read.
     #[must_use]
     pub fn done(self, extent: Extent) -> References {
