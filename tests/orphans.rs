@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use falconer::engine::clock::{Clock, SeededEntropy};
+use falconer::engine::doctor::{Check, Patient, Status};
 use falconer::engine::error::{Error, ErrorKind, Result};
 use falconer::engine::format::keys::Key;
 use falconer::engine::format::paths::ObjPath;
@@ -1476,11 +1477,31 @@ async fn nothing_newer_than_the_metadata_is_an_orphan() {
 }
 
 /// Metadata from a backup has no record of what was moved aside: the bucket has, and it comes back.
+/// What the doctor says of what lies aside.
+async fn aside_check(world: &World) -> Check {
+    let stores = world.open(&Faults::none(), ROOT);
+    let patient = Patient {
+        meta: &*world.meta,
+        objects: Some(&stores.read),
+        roots: &falconer::engine::profile::Roots::default(),
+        clock: &*stores.clock,
+    };
+    let report = falconer::engine::doctor::run(&patient).await;
+    let check = report.checks.into_iter().find(|c| c.name == "quarantine");
+    check.unwrap()
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_lies_aside_without_a_record_comes_back() {
     let world = small_world().await;
     let start = in_root(&every(&*world.objects).await);
     let moved = verified(&world, scan()).await;
+    let known = aside_check(&world).await;
+    assert_eq!(known.status, Status::Ok, "{known:?}");
+    assert_eq!(
+        known.detail,
+        "things of one job lie aside, each with its record"
+    );
     let key = format!("falconer/by-dev/quarantine/{}", moved.id);
     let writes = vec![falconer::engine::meta::Write::Delete(key.as_str().into())];
     let gone = falconer::engine::meta::Txn {
@@ -1489,6 +1510,9 @@ async fn what_lies_aside_without_a_record_comes_back() {
     };
     world.meta.txn(gone).await.unwrap();
     assert_eq!(record(&world, moved.id).await, None);
+    let lost = aside_check(&world).await;
+    assert_eq!(lost.status, Status::Warn, "{lost:?}");
+    assert!(lost.items[0].starts_with(&format!("job {}: ", moved.id)));
     let back = Intent::QuarantineRestore {
         job: moved.id,
         prefix: String::new(),

@@ -3,6 +3,7 @@
 
 mod bucket;
 mod meta;
+mod quarantine;
 mod references;
 mod roots;
 mod snapshots;
@@ -164,11 +165,15 @@ pub async fn run(patient: &Patient<'_>) -> DoctorReport {
         timed(p, "bucket", Status::Fail, bucket::reach(p)),
         join(
             timed(p, "right bucket", Status::Skipped, bucket::identity(p)),
-            timed(p, "snapshots", Status::Skipped, bucket::snapshots(p)),
+            join(
+                timed(p, "snapshots", Status::Skipped, bucket::snapshots(p)),
+                timed(p, "quarantine", Status::Skipped, quarantine::records(p)),
+            ),
         ),
     );
-    let (((store, root), ((coordinators, versions), (clock, ids))), (reach, (right, snapshots))) =
+    let (((store, root), ((coordinators, versions), (clock, ids))), (reach, (right, kept))) =
         join(store, objects).await;
+    let (snapshots, aside) = kept;
     let writing = vec![Check::skipped(
         "write permission",
         "not tried: nothing is ever written to find out; the first put of a job shows it",
@@ -183,6 +188,7 @@ pub async fn run(patient: &Patient<'_>) -> DoctorReport {
         reach,
         right,
         snapshots,
+        aside,
         writing,
     ];
     DoctorReport {

@@ -85,6 +85,22 @@ impl Yard {
         (!rest.is_empty()).then(|| ObjectKey(format!("{slash}{rest}")))
     }
 
+    /// The job that something in here belongs to: an object that lies aside, or an index file.
+    #[must_use]
+    pub fn job_of(&self, key: &ObjectKey) -> Option<JobId> {
+        let rest = key.0.strip_prefix(&self.base)?.strip_prefix('/')?;
+        let (name, _) = rest.split_once('/')?;
+        let number = name.strip_suffix(".index").unwrap_or(name);
+        number.parse().ok().map(JobId)
+    }
+
+    /// Behind everything of a job, in key order, and before everything of the next one.
+    #[must_use]
+    pub fn behind(&self, job: JobId) -> ObjectKey {
+        // The character after the slash, which no name of a folder or an index ends with.
+        ObjectKey(format!("{}/{job}0", self.base))
+    }
+
     /// All index files of a job.
     #[must_use]
     pub fn indexes(&self, job: JobId) -> ObjectKey {
