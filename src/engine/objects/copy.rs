@@ -2,10 +2,13 @@
 //!
 //! | from → to | how | compared afterwards |
 //! |---|---|---|
-//! | S3 → S3, one server and identity | `CopyObject`, also between buckets; above [`CopyLimits::whole`] `UploadPartCopy` | entity tag if it is a checksum, else size |
+//! | S3 → S3, one server and identity | `CopyObject`, also between buckets; above [`CopyLimits::whole`] `UploadPartCopy` | size, entity tag if it is a checksum |
 //! | Azure, Google: inside a bucket | the store's own copy | size |
 //! | folder → folder | reflink, else `copy_file_range` | size, before the copy has its name |
-//! | any → any | through here: ranged reads into a multipart upload, at most [`BUFFERS`] MiB in memory | entity tag if it is a checksum, else size |
+//! | any → any | through here: ranged reads into a multipart upload, at most [`BUFFERS`] MiB in memory | size, entity tag if it is a checksum |
+//!
+//! Two tags that look like checksums and differ are a broken copy, or a store that encrypts and puts something else there. The bytes tell:
+//! the first such pair is read, and once they were equal the tags of these two stores are not asked any more.
 //!
 //! A server that refuses to copy by itself, but not because it is busy or the source is missing, is served through here: it may not know
 //! the request, or ask for more rights than reading and writing. An upload that fails is aborted; one
@@ -15,6 +18,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path as FsPath;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -97,7 +101,7 @@ pub enum How {
 pub struct Copied {
     /// Which way.
     pub how: How,
-    /// The checksums are equal; else only the sizes were compared, because the store gives no checksum.
+    /// The checksums are equal; else the sizes are, and the store gives no checksum.
     pub checksum: bool,
 }
 
@@ -120,8 +124,9 @@ fn checksum(tag: &str) -> Option<String> {
     is_md5.then(|| tag.to_ascii_lowercase())
 }
 
-fn same_checksum(a: Option<&str>, b: Option<&str>) -> bool {
-    matches!((a.and_then(checksum), b.and_then(checksum)), (Some(a), Some(b)) if a == b)
+/// Whether the checksums are equal; `None` when there are not two.
+fn same_checksum(a: Option<&str>, b: Option<&str>) -> Option<bool> {
+    Some(checksum(a?)? == checksum(b?)?)
 }
 
 /// Parts of an object of `size` bytes, none larger than needed.
@@ -217,16 +222,52 @@ impl ObjectWrite {
             }
             _ => self.through(source, from, to, paths).await?,
         };
-        let checksum = same_checksum(from.etag, tag.as_deref());
-        if checksum {
+        if same_checksum(from.etag, tag.as_deref()) == Some(true) {
+            let checksum = true;
             return Ok(Copied { how, checksum });
         }
         let there = self.read.head(to).await?;
         if there.size != from.size {
             return Err(wrong_size(from, to, there.size));
         }
-        let checksum = same_checksum(from.etag, there.etag.as_deref());
+        let same = same_checksum(from.etag, there.etag.as_deref());
+        if same == Some(false) && !self.opaque_tags.load(Ordering::Relaxed) {
+            self.same_bytes(source, from, to, paths).await?;
+            self.opaque_tags.store(true, Ordering::Relaxed);
+        }
+        let checksum = same == Some(true);
         Ok(Copied { how, checksum })
+    }
+
+    /// Reads both. `Corrupt` when they differ.
+    async fn same_bytes(
+        &self,
+        source: &ObjectRead,
+        from: Origin<'_>,
+        to: &ObjectKey,
+        (path, target): (&Path, &Path),
+    ) -> Result<()> {
+        let held = from.size.min(self.limits.buffer).div_ceil(1 << 20).max(1);
+        let held = u32::try_from(held * 2).unwrap_or(BUFFERS).min(BUFFERS);
+        let _memory = MEMORY.acquire_many(held).await;
+        for range in parts(from.size, self.limits.buffer) {
+            let ours = self.read.read_part(target, &range, None);
+            let theirs = source.read_part(path, &range, from.etag);
+            let (theirs, ours) = futures::join!(theirs, ours);
+            let theirs = theirs.map_err(|e| match diagnose(&e) {
+                why if why.cause == Cause::Exists => changed(from),
+                why => source.error("reading", from.key, why),
+            })?;
+            let ours = ours.map_err(|e| self.read.error("reading", to, diagnose(&e)))?;
+            if theirs != ours {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    format!("copy {to} is as large as {} and has other bytes", from.key),
+                )
+                .fix("copy it again; if that comes back, check the target's disks"));
+            }
+        }
+        Ok(())
     }
 
     async fn in_folder(

@@ -64,6 +64,8 @@ pub struct ObjectRead {
 pub struct ObjectWrite {
     read: ObjectRead,
     limits: CopyLimits,
+    /// A copy was as it should be and had another entity tag: its tags are no checksums, whatever they look like.
+    opaque_tags: Arc<std::sync::atomic::AtomicBool>,
 }
 
 /// What a store can do with its own objects without their bytes passing through here.
@@ -422,5 +424,10 @@ fn capabilities(
         native,
     };
     let limits = CopyLimits::default();
-    (read.clone(), ObjectWrite { read, limits })
+    let write = ObjectWrite {
+        read: read.clone(),
+        limits,
+        opaque_tags: Arc::default(),
+    };
+    (read, write)
 }
