@@ -23,11 +23,14 @@ use falconer::engine::jobs::registry::Registry;
 use falconer::engine::jobs::restore::Restore;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
 use falconer::engine::jobs::snapshot_create::CreateSnapshot;
+use falconer::engine::meta::embedded::EmbeddedStore;
 use falconer::engine::meta::etcd::EtcdStore;
-use falconer::engine::meta::{MetaWrite, Span, Txn, Write};
+use falconer::engine::meta::{MetaRead, MetaWrite, Span, Txn, Write};
 use falconer::engine::model::catalog::Catalog;
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::plan::execute::{Executor, Parts};
+use falconer::engine::plan::fence::Fence;
+use falconer::engine::plan::journal::Keys;
 use falconer::engine::plan::{Intent, Plan};
 use falconer::engine::profile::EtcdProfile;
 use support::faults::{Faults, VirtualClock, World};
@@ -450,4 +453,45 @@ async fn after_a_suspend_no_object_is_written_on_an_old_proof() {
         assert!(there.contains_key(&format!("{ROOT}/first")));
         assert!(!there.contains_key(&format!("{ROOT}/second")), "{jump}");
     }
+}
+
+/// Whoever takes the root or gives it back may be cut off at any await: the last release leaves nobody's name there.
+#[tokio::test]
+async fn a_root_is_given_back_however_its_owner_was_cut_off() {
+    let clock: Arc<dyn Clock> = VirtualClock::at(NOW);
+    let store = Arc::new(EmbeddedStore::memory_with(clock.clone()).unwrap());
+    let fence = Fence::new(
+        store.clone(),
+        clock,
+        Arc::new(SeededEntropy::new(1)),
+        &roots(),
+        "tester".into(),
+    );
+    let cut = |polls: usize| {
+        let fence = &fence;
+        async move {
+            let acquiring = async {
+                fence.acquire().await.unwrap();
+                fence.release().await;
+                fence.acquire().await.unwrap();
+                fence.release().await;
+            };
+            tokio::pin!(acquiring);
+            for _ in 0..polls {
+                if futures::poll!(&mut acquiring).is_ready() {
+                    return true;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            false
+        }
+    };
+    let mut points = 0;
+    while !cut(points).await {
+        fence.release().await;
+        let owner = store.get(&Keys::new(&roots()).owner()).await.unwrap();
+        assert!(owner.is_none(), "cut off after {points} polls");
+        points += 1;
+    }
+    assert!(points > 5, "{points}");
 }

@@ -4,7 +4,8 @@
 //! conditions, and that no coordinator session exists (`spec/layout.md` §1.4), so that losing either refuses the write itself, not
 //! a check before it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -79,6 +80,8 @@ pub struct Fence {
     spans: Vec<Span>,
     actor: String,
     held: Mutex<Option<Held>>,
+    /// Leases that were granted and not revoked: a caller that is cut off in between leaves its own to [`Fence::release`].
+    granted: Mutex<BTreeSet<i64>>,
     /// The last renewal, and the last proof that the fence stands.
     renewed: Mutex<Option<Stamp>>,
     proved: Mutex<Option<Stamp>>,
@@ -103,6 +106,7 @@ impl Fence {
             spans: session_spans(roots),
             actor,
             held: Mutex::new(None),
+            granted: Mutex::default(),
             renewed: Mutex::new(None),
             proved: Mutex::new(None),
             gate: tokio::sync::Mutex::new(()),
@@ -140,6 +144,7 @@ impl Fence {
                 Some(kv) => from_json::<u64>(&kv.key, &kv.value)? + 1,
             };
             let lease = calm(&*self.clock, || self.meta.grant(TTL)).await?;
+            self.granted().insert(lease);
             let held = Held {
                 lease,
                 owner: json(&Owner {
@@ -187,8 +192,8 @@ impl Fence {
                 *self.lock() = Some(held);
                 return Ok(());
             }
-            // A lease that guards nothing; it ends by itself if this fails.
-            let _ = self.meta.revoke(lease).await;
+            // A lease that guards nothing.
+            self.give_up(lease).await;
             if !backoff.again(&*self.clock).await {
                 return Err(Error::new(
                     ErrorKind::Unreachable,
@@ -199,13 +204,24 @@ impl Fence {
         }
     }
 
-    /// Gives the root back. Errors are of no use here: the lease runs out by itself.
+    /// Gives the root back. Called again after it was cut off, it does what is left.
     pub async fn release(&self) {
         let _gate = self.gate.lock().await;
-        let held = self.lock().take();
-        if let Some(held) = held {
-            let _ = self.meta.revoke(held.lease).await;
+        *self.lock() = None;
+        let granted = self.granted().clone();
+        for lease in granted {
+            self.give_up(lease).await;
         }
+    }
+
+    /// Errors are of no use: the lease ends by itself.
+    async fn give_up(&self, lease: i64) {
+        let _ = self.meta.revoke(lease).await;
+        self.granted().remove(&lease);
+    }
+
+    fn granted(&self) -> MutexGuard<'_, BTreeSet<i64>> {
+        self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Conditions of every transaction into the Milvus root.
