@@ -5,7 +5,6 @@ use std::io::Write;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Handle, Reply, Request};
 use crate::engine::ids::{CollectionId, JobId, PinId, SnapshotId};
-use crate::engine::model::broadcast::BroadcastsView;
 use crate::engine::model::jobs::{JobKind, JobState};
 use crate::engine::model::references::{Entry, Index, Status};
 use crate::engine::model::resource::{self, Kind, RowId, Scope, View};
@@ -29,7 +28,7 @@ pub(super) fn look<T>(handle: &Handle, with: impl FnOnce(&View<'_>) -> Result<T>
     let catalog = handle.catalog.borrow().clone();
     let jobs = handle.jobs.borrow().clone();
     let references = handle.references.borrow().clone();
-    let broadcasts = BroadcastsView::default();
+    let broadcasts = handle.broadcasts.borrow().clone();
     with(&View {
         catalog: &catalog,
         jobs: &jobs,

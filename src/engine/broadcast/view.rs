@@ -91,9 +91,10 @@ impl Inner {
                 .collect(),
             waiting,
             retries: doing.retries,
-            unrecoverable: doing.error.as_ref().is_some_and(|(place, _, e)| {
-                *place == "append" && incurable(e.kind())
-            }),
+            unrecoverable: doing
+                .error
+                .as_ref()
+                .is_some_and(|(place, _, e)| *place == "append" && incurable(e.kind())),
             since: cell.note.since,
             job: cell.note.job,
             blocks: cell.turn.map_or(0, |turn| state.keys.waiting_for(turn)),

@@ -19,9 +19,9 @@ use super::data::{
     Partition, Replica, Segment, SegmentIndex, Session, Snapshot, Task, Undecodable,
 };
 use super::ingest::channels::ChannelPieces;
+use super::ingest::l0::{L0, L0s};
 use super::ingest::root::{AliasLayout, InfoPiece};
 use super::ingest::segments::{LogPiece, SegmentEntry};
-use super::ingest::l0::{L0, L0s};
 use super::keyindex::KeyIndex;
 use super::totals::Sums;
 

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use crate::engine::ids::{
     BuildId, CollectionId, DbId, FieldId, IndexId, JobId, MetaKey, MetaRev, NodeId, PartitionId,
-    PartitionScope, PinId, ReplicaId, SegmentId, SnapshotId, TaskId, Tso, UnixMs, UnixNs, UnixSecs, VChannel,
+    PartitionScope, PinId, ReplicaId, SegmentId, SnapshotId, TaskId, Tso, UnixMs, UnixNs, UnixSecs,
+    VChannel,
 };
 
 /// A name and a number: an enum value as stored. Unknown numbers keep an empty name (`spec/layout.md` §0.7).

@@ -2,8 +2,8 @@
 //! readers of this one table, so a new kind is one entry here.
 
 use crate::engine::ids::{
-    BroadcastId, BuildId, CollectionId, DbId, IndexId, JobId, MetaKey, PartitionId, ReplicaId, SegmentId,
-    SnapshotId, UnixMs,
+    BroadcastId, BuildId, CollectionId, DbId, IndexId, JobId, MetaKey, PartitionId, ReplicaId,
+    SegmentId, SnapshotId, UnixMs,
 };
 
 pub use super::columns::cell;

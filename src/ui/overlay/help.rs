@@ -80,7 +80,9 @@ pub fn lines(app: &App, width: u16) -> Vec<Line> {
             out.push(Line::blank());
             out.push(Line::heading("Words beside a row"));
             out.extend(
-                badges.iter().map(|b| Line::field(b.name, b.help).tone(b.tone)),
+                badges
+                    .iter()
+                    .map(|b| Line::field(b.name, b.help).tone(b.tone)),
             );
         }
     }

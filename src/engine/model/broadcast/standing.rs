@@ -93,7 +93,10 @@ impl Broadcast {
         let why = channels::trouble(view, &worst.channel.0);
         Some(if self.acked() == 0 && open.len() > 1 {
             let why = why.unwrap_or_else(|| {
-                format!("or to another of its {}; its record does not tell", open.len())
+                format!(
+                    "or to another of its {}; its record does not tell",
+                    open.len()
+                )
             });
             Waiting::Append(worst.channel.clone(), Some(why))
         } else if self.acked() == 0 {
@@ -106,7 +109,10 @@ impl Broadcast {
     /// With the flag: the open channel whose checkpoint is farthest behind.
     fn slowest(&self, view: &View<'_>, open: &[&Target], first: &Target) -> Waiting {
         let Some(tick) = self.reference() else {
-            return Waiting::Ack(first.channel.clone(), channels::trouble(view, &first.channel.0));
+            return Waiting::Ack(
+                first.channel.clone(),
+                channels::trouble(view, &first.channel.0),
+            );
         };
         let behind = open.iter().filter(|t| !t.control).filter_map(|t| {
             let at = checkpoint(view, t);
@@ -188,7 +194,11 @@ impl Broadcast {
         };
         let known = self.collection.and_then(|id| {
             let row = view.catalog.collections.get(&id)?;
-            Some(format!("{}/{}", view.catalog.database_name(row.db), row.name))
+            Some(format!(
+                "{}/{}",
+                view.catalog.database_name(row.db),
+                row.name
+            ))
         });
         named(ResourceDomain::CollectionName)
             .or(known)
@@ -255,7 +265,10 @@ impl Broadcast {
         }
         out.push(("Keys", keys));
         if !self.damage.is_empty() {
-            let rows = self.damage.iter().map(|d| ("damage".to_owned(), text((*d).into())));
+            let rows = self
+                .damage
+                .iter()
+                .map(|d| ("damage".to_owned(), text((*d).into())));
             out.push(("Damage", rows.collect()));
         }
         out
@@ -338,12 +351,20 @@ impl Broadcast {
             .map(|(id, over)| json!({ "broadcast": id.to_string(), "over": over.to_string() }))
             .collect();
         vec![
-            ("collection_id", self.collection.map(|id| id.to_string()).into()),
+            (
+                "collection_id",
+                self.collection.map(|id| id.to_string()).into(),
+            ),
             ("channels", channels.into()),
             ("held_keys", keys.into()),
             ("conflicts", conflicts.into()),
             ("driven_here", own.is_some().into()),
-            ("job", own.filter(|o| o.job.0 != 0).map(|o| o.job.to_string()).into()),
+            (
+                "job",
+                own.filter(|o| o.job.0 != 0)
+                    .map(|o| o.job.to_string())
+                    .into(),
+            ),
             ("damage", self.damage.clone().into()),
         ]
     }
@@ -378,8 +399,15 @@ pub fn key_words(keys: &ResourceKeys) -> String {
         .iter()
         .filter(|(r, shared)| !(*shared && r.domain == ResourceDomain::Cluster as i32))
         .map(|(r, shared)| {
-            let name = if r.key.is_empty() { r.to_string() } else { r.key.replacen(':', "/", 1) };
-            (shared, format!("{} {}", if shared { "S" } else { "X" }, name.trim_end()))
+            let name = if r.key.is_empty() {
+                r.to_string()
+            } else {
+                r.key.replacen(':', "/", 1)
+            };
+            (
+                shared,
+                format!("{} {}", if shared { "S" } else { "X" }, name.trim_end()),
+            )
         })
         .collect();
     words.sort();
@@ -393,4 +421,3 @@ pub fn tone(view: &View<'_>, b: &Broadcast) -> Tone {
     let worst = b.badges(view).iter().map(|badge| badge.tone).max();
     worst.unwrap_or(if b.is_over() { Tone::Dim } else { Tone::Busy })
 }
-

@@ -38,7 +38,11 @@ fn dim(b: &Broadcast, t: String) -> Cell {
 }
 
 const fn mode(b: &Broadcast) -> &'static str {
-    if b.ack_sync_up { "ACK-SYNC-UP" } else { "FAST-ACK" }
+    if b.ack_sync_up {
+        "ACK-SYNC-UP"
+    } else {
+        "FAST-ACK"
+    }
 }
 
 fn acked(b: &Broadcast) -> String {
@@ -46,7 +50,10 @@ fn acked(b: &Broadcast) -> String {
     if of == 0 || of > 8 || n == of {
         return format!("{n}/{of}");
     }
-    let bits = b.targets.iter().map(|t| if t.acked.is_some() { '1' } else { '0' });
+    let bits = b
+        .targets
+        .iter()
+        .map(|t| if t.acked.is_some() { '1' } else { '0' });
     format!("{n}/{of} {}", bits.collect::<String>())
 }
 

@@ -7,7 +7,9 @@ use crate::engine::model::resource::{Cell, Column, Tone, Unit};
 use crate::engine::model::rows::View;
 use crate::engine::model::totals::{BuildTotals, Totals, state as seg};
 
-use super::{age, badge_cell, collection_cell, columns, count, id, named, shared, state, text, time, tone};
+use super::{
+    age, badge_cell, collection_cell, columns, count, id, named, shared, state, text, time, tone,
+};
 
 columns! { SEGMENTS, segment, Segment:
     id "ID" Id (20, 18) "Segment id" => |_, s| id(s.id.0);

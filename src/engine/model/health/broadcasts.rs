@@ -88,7 +88,10 @@ fn late(view: &View<'_>, b: &Broadcast, waiting: &Waiting, out: &mut Vec<Fault>)
         severity,
         subject: Some(RowId::Broadcast(b.id)),
         since: b.since(view),
-        reason: format!("DDL is blocked {} by {title}: it waits for {waiting}{blocks}", age(ms)),
+        reason: format!(
+            "DDL is blocked {} by {title}: it waits for {waiting}{blocks}",
+            age(ms)
+        ),
         next,
     };
     if matches!(waiting, Waiting::Checkpoint { .. }) && ms > FROZEN_MS {

@@ -235,7 +235,6 @@ pub(super) fn faults(view: &View<'_>, out: &mut Vec<Fault>) {
     }
 }
 
-
 /// Findings about who has a channel's log, and about the L0 segments that wait on it.
 fn beside(view: &View<'_>, c: &Channel, out: &mut Vec<Fault>) {
     let fault = |rule, severity, reason, next| Fault {
@@ -261,7 +260,9 @@ fn beside(view: &View<'_>, c: &Channel, out: &mut Vec<Fault>) {
     let has = |b: &Badge| all.iter().any(|found| found.name == b.name);
     if has(&badge::L0_PILE_UP) || has(&badge::DELETE_CP_LAG) {
         let l0 = view.catalog.l0_on(&c.name.0);
-        let oldest = l0.oldest.map_or_else(String::new, |(_, id)| format!("; the oldest is {id}"));
+        let oldest = l0
+            .oldest
+            .map_or_else(String::new, |(_, id)| format!("; the oldest is {id}"));
         let gap = gap(view, c).map_or_else(String::new, |ms| format!(", {} behind", age(ms)));
         out.push(fault(
             Rule::DeletesPileUp,

@@ -54,7 +54,11 @@ impl Catalog {
         }
         let channel: Arc<str> = s.channel.clone();
         let slot = self.l0_on.entry(channel.clone()).or_default();
-        let at = if s.start == Tso::UNSET { s.dml } else { s.start };
+        let at = if s.start == Tso::UNSET {
+            s.dml
+        } else {
+            s.start
+        };
         if add {
             slot.segments += 1;
             slot.bytes = slot.bytes.wrapping_add(s.bytes());
