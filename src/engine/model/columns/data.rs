@@ -61,15 +61,9 @@ columns! { CHANNELS, channel, Channel:
     };
     segments "SEGMENTS" Count (9, 5) "Segments that are not dropped" => |v, c| count(sums(v, c).healthy());
     growing "GROWING" Count (8, 7) "Growing segments" => |v, c| count(sums(v, c).by_state[2]);
-    l0 "L0" Count (5, 3) "Written L0 segments that queries load with the channel" => |v, c| match v.catalog.l0_on(&c.name.0).segments {
-        0 => Cell::None,
-        n => count(n),
-    };
+    l0 "L0" Count (5, 3) "Written L0 segments that queries load with the channel" => |v, c| count(v.catalog.l0_on(&c.name.0).segments);
     gap "DELETE GAP" Age (10, 8) "Delete checkpoint behind the checkpoint: how long the oldest L0 has waited for compaction" => |v, c| channels::gap(v, c).map_or(Cell::None, Cell::Age);
-    l0_size "L0 SIZE" Bytes (10, 6) wide "Log bytes of those L0 segments, as recorded" => |v, c| match v.catalog.l0_on(&c.name.0) {
-        l0 if l0.segments == 0 => Cell::None,
-        l0 => Cell::Bytes(l0.bytes),
-    };
+    l0_size "L0 SIZE" Bytes (10, 6) wide "Log bytes of those L0 segments, as recorded" => |v, c| Cell::Bytes(v.catalog.l0_on(&c.name.0).bytes);
     l0_oldest "OLDEST L0 (UTC)" Time (20, 16) wide "First position of the oldest of them" => |v, c| v.catalog.l0_on(&c.name.0).oldest.map_or(Cell::None, |(at, _)| time(at));
     delete_cp "DELETE CP (UTC)" Time (20, 16) wide "Deletes older than this are in the logs of every segment" => |v, c| channels::delete_checkpoint(v, c).map_or(Cell::None, time);
     assignment "PCHANNEL" State (12, 8) wide "PChannelMetaState of its physical channel" => |_, c| c.owner.as_ref().map_or(Cell::None, |owner| named(owner.state));

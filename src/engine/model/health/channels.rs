@@ -144,7 +144,7 @@ pub fn badges(view: &View<'_>, c: &Channel) -> Vec<&'static Badge> {
     if c.watch.is_some() && view.catalog.streams() {
         out.push(&badge::LEGACY_WATCH_KEY);
     }
-    out.sort_by(|a, b| b.tone.cmp(&a.tone));
+    out.sort_by_key(|b| std::cmp::Reverse(b.tone));
     out
 }
 
