@@ -2,12 +2,16 @@
 
 mod support;
 
+#[path = "model/broadcasts.rs"]
+mod broadcasts;
+
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use falconer::engine::format::keys::Roots;
 use falconer::engine::ids::{MetaKey, MetaRev, UnixMs};
 use falconer::engine::meta::{Event, KeyValue};
+use falconer::engine::model::broadcast::BroadcastsView;
 use falconer::engine::model::catalog::Catalog;
 use falconer::engine::model::health;
 use falconer::engine::model::jobs::JobsView;
@@ -47,10 +51,17 @@ fn unread() -> &'static Index {
     NONE.get_or_init(Index::default)
 }
 
+/// This process drives no broadcast.
+fn idle() -> &'static BroadcastsView {
+    static NONE: std::sync::OnceLock<BroadcastsView> = std::sync::OnceLock::new();
+    NONE.get_or_init(BroadcastsView::default)
+}
+
 fn view<'a>(catalog: &'a Catalog, jobs: &'a JobsView) -> View<'a> {
     View {
         catalog,
         jobs,
+        broadcasts: idle(),
         references: unread(),
         now: TAKEN,
     }
@@ -194,7 +205,12 @@ fn a_broken_value_becomes_a_row_and_goes_when_it_is_mended() {
 fn the_registry_answers_for_every_row() {
     let catalog = from_scratch(&keyspace());
     let jobs = JobsView::default();
-    let view = view(&catalog, &jobs);
+    every_row_answers(&view(&catalog, &jobs));
+}
+
+/// Whatever is listed has cells, a detail view, JSON, keys, links that lead somewhere, and is found by its id.
+fn every_row_answers(view: &View<'_>) {
+    let catalog = view.catalog;
     for kind in Kind::ALL {
         let spec = kind.spec();
         assert_eq!(spec.kind, *kind);
@@ -203,32 +219,32 @@ fn the_registry_answers_for_every_row() {
             assert_eq!(Kind::parse(alias), Some(*kind), "{alias}");
         }
         assert!(spec.sort.0 < spec.columns.len());
-        let ids = resource::ids(&view, *kind, &Scope::default());
+        let ids = resource::ids(view, *kind, &Scope::default());
         for (column, _) in spec.columns.iter().enumerate() {
-            let sorted = resource::list(&view, *kind, &Scope::default(), Some((column, true)));
+            let sorted = resource::list(view, *kind, &Scope::default(), Some((column, true)));
             assert_eq!(sorted.len(), ids.len());
         }
         for id in &ids {
             assert_eq!(id.kind(), *kind);
-            assert!(resource::row(&view, id).is_some(), "{id:?}");
-            assert_ne!(resource::cell(&view, id, 0), Cell::None, "{id:?}");
-            let keys = resource::keys(&view, id);
+            assert!(resource::row(view, id).is_some(), "{id:?}");
+            assert_ne!(resource::cell(view, id, 0), Cell::None, "{id:?}");
+            let keys = resource::keys(view, id);
             assert!(!keys.is_empty(), "{id:?}");
             for key in &keys {
                 assert!(catalog.keys.get(key).is_some());
             }
-            assert!(!resource::detail(&view, id).is_empty());
-            assert!(resource::json(&view, id).is_object());
-            for (label, link) in resource::related(&view, id) {
+            assert!(!resource::detail(view, id).is_empty());
+            assert!(resource::json(view, id).is_object());
+            for (label, link) in resource::related(view, id) {
                 match link {
-                    Link::Row(to) => assert!(resource::row(&view, &to).is_some(), "{label}"),
+                    Link::Row(to) => assert!(resource::row(view, &to).is_some(), "{label}"),
                     Link::List(kind, scope) => {
-                        assert!(!resource::ids(&view, kind, &scope).is_empty(), "{label}");
+                        assert!(!resource::ids(view, kind, &scope).is_empty(), "{label}");
                     }
                 }
             }
             if *kind != Kind::Keys {
-                let found = resource::find(&view, *kind, &id.text());
+                let found = resource::find(view, *kind, &id.text());
                 assert!(
                     found.as_ref().is_ok_and(|f| f == id)
                         || *kind == Kind::Partitions

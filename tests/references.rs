@@ -16,6 +16,7 @@ use falconer::engine::ids::{BuildId, ObjectKey, SegmentId, UnixMs};
 use falconer::engine::jobs::references::{Keeper, read};
 use falconer::engine::meta::embedded::EmbeddedStore;
 use falconer::engine::model::blocked::blocked;
+use falconer::engine::model::broadcast::BroadcastsView;
 use falconer::engine::model::facts::Tolerances;
 use falconer::engine::model::health::{self, Rule};
 use falconer::engine::model::references::{Extent, Index, Record, Status};
@@ -272,6 +273,7 @@ fn faults(handle: &Handle) -> BTreeMap<&'static str, String> {
     let view = View {
         catalog: &catalog,
         jobs: &jobs,
+        broadcasts: &BroadcastsView::default(),
         references: &references,
         now: handle.clock.now(),
     };
@@ -319,6 +321,7 @@ async fn while_attached_the_index_is_read_tried_again_and_says_what_waits() {
     let cost = blocked(&View {
         catalog: &catalog,
         jobs: &jobs,
+        broadcasts: &BroadcastsView::default(),
         references: &failed,
         now: NOW,
     });

@@ -135,7 +135,7 @@ pub struct OutputArgs {
 /// `get`.
 #[derive(Debug, Args)]
 pub struct GetArgs {
-    /// Kind: databases, collections, partitions, segments, channels, indexes, snapshots, jobs, sessions, keys, …
+    /// Kind: databases, collections, partitions, segments, channels, broadcasts, indexes, snapshots, jobs, sessions, keys, …
     pub kind: String,
     /// Name or id; a collection may be `database/name`.
     pub name: Option<String>,

@@ -28,9 +28,11 @@ pub(super) fn look<T>(handle: &Handle, with: impl FnOnce(&View<'_>) -> Result<T>
     let catalog = handle.catalog.borrow().clone();
     let jobs = handle.jobs.borrow().clone();
     let references = handle.references.borrow().clone();
+    let broadcasts = handle.broadcasts.borrow().clone();
     with(&View {
         catalog: &catalog,
         jobs: &jobs,
+        broadcasts: &broadcasts,
         references: &references,
         now: handle.clock.now(),
     })

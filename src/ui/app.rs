@@ -12,6 +12,7 @@ use crate::engine::error::{Error, Result};
 use crate::engine::handle::{Conn, Notice, Place as Where, Reply, Request};
 use crate::engine::ids::{JobId, MetaRev, UnixMs};
 use crate::engine::model;
+use crate::engine::model::broadcast::BroadcastsView;
 use crate::engine::model::catalog::Catalog;
 use crate::engine::model::health::{self, Fault};
 use crate::engine::model::jobs::JobsView;
@@ -38,6 +39,8 @@ pub enum Msg {
     Jobs(Arc<JobsView>),
     /// More, or less, is known of what snapshots refer to.
     References(Arc<Index>),
+    /// The broadcasts of this process moved.
+    Broadcasts(Arc<BroadcastsView>),
     /// The connection changed.
     Conn(Conn),
     /// A fact.
@@ -143,6 +146,8 @@ pub struct App {
     pub jobs: Arc<JobsView>,
     /// What snapshots refer to, as far as it is known.
     pub references: Arc<Index>,
+    /// Broadcasts that the engine of this process drives.
+    pub broadcasts: Arc<BroadcastsView>,
     /// Counts and faults of the overview, while it is on screen.
     pub summary: Option<Summary>,
     /// The connection.
@@ -184,6 +189,7 @@ impl App {
             catalog: Arc::default(),
             jobs: Arc::default(),
             references: Arc::default(),
+            broadcasts: Arc::default(),
             summary: None,
             conn: Conn::Connecting {
                 attempt: 1,
@@ -211,6 +217,7 @@ impl App {
         World {
             catalog: Arc::clone(&self.catalog),
             jobs: Arc::clone(&self.jobs),
+            broadcasts: Arc::clone(&self.broadcasts),
             references: Arc::clone(&self.references),
             now,
         }
@@ -504,6 +511,14 @@ pub fn update(app: &mut App, msg: Msg, now: UnixMs) -> Vec<Effect> {
             app.rows_old |= matches!(
                 app.history.page().place,
                 Place::List(Kind::Snapshots, _) | Place::Overview
+            );
+            app.dirty = true;
+        }
+        Msg::Broadcasts(broadcasts) => {
+            app.broadcasts = broadcasts;
+            app.rows_old |= matches!(
+                app.history.page().place,
+                Place::List(Kind::Broadcasts, _) | Place::Overview
             );
             app.dirty = true;
         }

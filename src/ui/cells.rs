@@ -67,6 +67,7 @@ pub fn find(view: &resource::View<'_>, typed: &str) -> Vec<RowId> {
         offer(RowId::Segment(n.into()));
         offer(RowId::Snapshot(n.into()));
         offer(RowId::Job(n.into()));
+        offer(RowId::Broadcast(n.into()));
         offer(RowId::SegmentIndex(n.into()));
         offer(RowId::Replica(n.into()));
         offer(RowId::Database(n.into()));

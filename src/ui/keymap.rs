@@ -519,6 +519,12 @@ pub const ACTIONS: &[Entry] = &[
         &[],
     ),
     go(Kind::Quarantine, "quarantine", "What was moved aside", &[]),
+    go(
+        Kind::Broadcasts,
+        "broadcasts",
+        "DDL on its way: what it waits for, whom it blocks",
+        &[ch('b')],
+    ),
     go(Kind::Tasks, "tasks", "Tasks of the coordinators", &[]),
     go(
         Kind::SegmentIndexes,

@@ -93,6 +93,7 @@ struct News {
     catalog: watch::Receiver<Arc<crate::engine::model::catalog::Catalog>>,
     jobs: watch::Receiver<Arc<crate::engine::model::jobs::JobsView>>,
     references: watch::Receiver<Arc<crate::engine::model::references::Index>>,
+    broadcasts: watch::Receiver<Arc<crate::engine::model::broadcast::BroadcastsView>>,
     conn: watch::Receiver<crate::engine::handle::Conn>,
     notices: broadcast::Receiver<crate::engine::handle::Notice>,
 }
@@ -103,18 +104,20 @@ impl News {
             catalog: handle.catalog.clone(),
             jobs: handle.jobs.clone(),
             references: handle.references.clone(),
+            broadcasts: handle.broadcasts.clone(),
             conn: handle.conn.clone(),
             notices: handle.notices.subscribe(),
         }
     }
 
     /// What was published before we came: the first frame must already show it.
-    fn so_far(&mut self) -> [Msg; 4] {
+    fn so_far(&mut self) -> [Msg; 5] {
         [
             Msg::Conn(self.conn.borrow_and_update().clone()),
             Msg::Catalog(Arc::clone(&self.catalog.borrow_and_update())),
             Msg::Jobs(Arc::clone(&self.jobs.borrow_and_update())),
             Msg::References(Arc::clone(&self.references.borrow_and_update())),
+            Msg::Broadcasts(Arc::clone(&self.broadcasts.borrow_and_update())),
         ]
     }
 
@@ -126,6 +129,7 @@ impl News {
             Ok(()) = self.catalog.changed() => Msg::Catalog(Arc::clone(&self.catalog.borrow_and_update())),
             Ok(()) = self.jobs.changed() => Msg::Jobs(Arc::clone(&self.jobs.borrow_and_update())),
             Ok(()) = self.references.changed() => Msg::References(Arc::clone(&self.references.borrow_and_update())),
+            Ok(()) = self.broadcasts.changed() => Msg::Broadcasts(Arc::clone(&self.broadcasts.borrow_and_update())),
             fact = self.notices.recv() => match fact {
                 Ok(notice) => Msg::Notice(notice),
                 Err(broadcast::error::RecvError::Lagged(n)) => Msg::Missed(n),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::engine::ids::UnixMs;
+use crate::engine::model::broadcast::BroadcastsView;
 use crate::engine::model::catalog::Catalog;
 use crate::engine::model::columns::cell_of;
 use crate::engine::model::jobs::JobsView;
@@ -51,6 +52,8 @@ pub struct World {
     pub catalog: Arc<Catalog>,
     /// Our jobs.
     pub jobs: Arc<JobsView>,
+    /// Broadcasts that this process drives.
+    pub broadcasts: Arc<BroadcastsView>,
     /// What snapshots refer to.
     pub references: Arc<Index>,
     /// Time for ages.
@@ -64,6 +67,7 @@ impl World {
         resource::View {
             catalog: &self.catalog,
             jobs: &self.jobs,
+            broadcasts: &self.broadcasts,
             references: &self.references,
             now: self.now,
         }

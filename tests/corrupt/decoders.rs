@@ -24,6 +24,7 @@ use falconer::engine::ids::{
 use falconer::engine::jobs::copy::Done;
 use falconer::engine::jobs::restore_v3;
 use falconer::engine::meta::{Event, KeyValue};
+use falconer::engine::model::broadcast::BroadcastsView;
 use falconer::engine::model::catalog::Catalog;
 use falconer::engine::model::jobs::JobsView;
 use falconer::engine::model::overview::overview;
@@ -417,6 +418,7 @@ fn shown(catalog: &Catalog) {
     let view = View {
         catalog,
         jobs: &jobs,
+        broadcasts: &BroadcastsView::default(),
         references: &Index::default(),
         now: UnixMs(1_796_000_000_000),
     };

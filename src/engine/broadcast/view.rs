@@ -1,6 +1,7 @@
 //! What a screen shows of the unfinished tasks.
 
 use super::{Cell, Inner, State};
+use crate::engine::error::ErrorKind;
 use crate::engine::ids::{Tso, VChannel};
 use crate::engine::model::broadcast::{Shown, Waiting};
 
@@ -90,9 +91,21 @@ impl Inner {
                 .collect(),
             waiting,
             retries: doing.retries,
+            unrecoverable: doing
+                .error
+                .as_ref()
+                .is_some_and(|(place, _, e)| *place == "append" && incurable(e.kind())),
             since: cell.note.since,
             job: cell.note.job,
             blocks: cell.turn.map_or(0, |turn| state.keys.waiting_for(turn)),
         }
     }
+}
+
+/// What stays as it is however often one tries.
+const fn incurable(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Invalid | ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Internal
+    )
 }

@@ -32,6 +32,45 @@ pub fn broadcast_header(message: &pb::messages::Message) -> Option<pb::messages:
     pb::messages::BroadcastHeader::decode(&*bytes).ok()
 }
 
+/// What a message is about, as the header of its type says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// `collection_id`; `None` for none.
+    pub collection: Option<i64>,
+    /// Name of the snapshot, the index or the alias.
+    pub name: Option<String>,
+}
+
+/// What the header of the message's own type tells; nothing for a type that this version does not know.
+#[must_use]
+pub fn about(message: &pb::messages::Message) -> About {
+    let header = || {
+        let kind = message_type(message)?.ok()?;
+        let bytes = BASE64.decode(message.properties.get(HEADER)?).ok()?;
+        json::decode(&type_header(kind), &bytes).ok()
+    };
+    let Some(header) = header() else {
+        return About::default();
+    };
+    let name = |field: &str| {
+        let value = header.get_field_by_name(field)?;
+        value.as_str().filter(|t| !t.is_empty()).map(str::to_owned)
+    };
+    About {
+        collection: header
+            .get_field_by_name("collection_id")
+            .and_then(|id| id.as_i64())
+            .filter(|id| *id > 0),
+        name: ["name", "snapshot_name", "index_name", "alias"]
+            .into_iter()
+            .find_map(name),
+    }
+}
+
+fn type_header(kind: pb::messages::MessageType) -> String {
+    format!("milvus.proto.messages.{}MessageHeader", kind.as_str_name())
+}
+
 /// The time tick of a message: base 36.
 #[must_use]
 pub fn time_tick(message: &pb::messages::Message) -> Option<u64> {
@@ -88,7 +127,7 @@ fn property(
         REPLICATE_HEADER => format!("{package}ReplicateHeader"),
         CIPHER_HEADER => format!("{package}CipherHeader"),
         HEADER => match kind {
-            Some(Ok(kind)) => format!("{package}{}MessageHeader", kind.as_str_name()),
+            Some(Ok(kind)) => type_header(kind),
             _ => return Some(Item::Masked),
         },
         _ => return None,

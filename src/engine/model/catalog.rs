@@ -6,18 +6,20 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 
 use crate::engine::ids::{
-    BuildId, CollectionId, DbId, FieldId, FunctionId, IndexId, MetaKey, MetaRev, PartitionId,
-    ReplicaId, SegmentId, SnapshotId, Tso, UnixMs, VChannel,
+    BroadcastId, BuildId, CollectionId, DbId, FieldId, FunctionId, IndexId, MetaKey, MetaRev,
+    PartitionId, ReplicaId, SegmentId, SnapshotId, Tso, UnixMs, VChannel,
 };
 
 use crate::engine::format::keys::Roots;
 use crate::engine::format::time::SKEW_MS;
 
+use super::broadcast::Broadcast;
 use super::data::{
-    Alias, Channel, Collection, ConfigItem, Database, Enum, Field, IndexDef, LoadInfo, Partition,
-    Replica, Segment, SegmentIndex, Session, Snapshot, Task, Undecodable,
+    Alias, Channel, Collection, ConfigItem, Database, Enum, Field, IndexDef, LoadInfo, PChannel,
+    Partition, Replica, Segment, SegmentIndex, Session, Snapshot, Task, Undecodable,
 };
-use super::ingest::channels::{ChannelPieces, Owner};
+use super::ingest::channels::ChannelPieces;
+use super::ingest::l0::{L0, L0s};
 use super::ingest::root::{AliasLayout, InfoPiece};
 use super::ingest::segments::{LogPiece, SegmentEntry};
 use super::keyindex::KeyIndex;
@@ -77,6 +79,8 @@ pub struct Catalog {
     pub(super) loose_logs: OrdMap<SegmentKey, Vec<LogPiece>>,
     pub(super) segments_of: OrdSet<(CollectionId, SegmentId, PartitionId)>,
     pub(super) segments_on: OrdMap<Arc<str>, OrdSet<SegmentKey>>,
+    /// Visible, written L0 segments of each channel, by their first position.
+    pub(super) l0_on: OrdMap<Arc<str>, L0s>,
 
     /// Channels.
     pub channels: OrdMap<VChannel, Arc<Channel>>,
@@ -86,7 +90,7 @@ pub struct Catalog {
     pub(super) checkpoints: OrdSet<(Tso, VChannel)>,
     pub(super) channel_pieces: OrdMap<VChannel, ChannelPieces>,
     /// Owners of physical channels.
-    pub(super) owners: OrdMap<Arc<str>, Owner>,
+    pub(super) owners: OrdMap<Arc<str>, Arc<PChannel>>,
 
     /// Index definitions.
     pub indexes: OrdMap<(CollectionId, IndexId), Arc<IndexDef>>,
@@ -101,6 +105,8 @@ pub struct Catalog {
 
     /// Coordinators' tasks and foreign jobs.
     pub tasks: OrdMap<MetaKey, Arc<Task>>,
+    /// Broadcasts, finished ones that are still remembered included.
+    pub broadcasts: OrdMap<BroadcastId, Arc<Broadcast>>,
     /// Load state.
     pub loads: OrdMap<CollectionId, Arc<LoadInfo>>,
     pub(super) load_pieces: OrdMap<CollectionId, Arc<LoadInfo>>,
@@ -179,6 +185,24 @@ impl Catalog {
             .range((id, DbId(LOW), Arc::from(""))..)
             .take_while(move |(c, _, _)| *c == id)
             .filter_map(|(_, db, name)| self.aliases.get(&(*db, name.clone())))
+    }
+
+    /// The record of a physical channel.
+    #[must_use]
+    pub fn pchannel(&self, name: &str) -> Option<&Arc<PChannel>> {
+        self.owners.get(name)
+    }
+
+    /// Whether channels are owned by streaming nodes (2.6 and newer), or by Falconer: then a watch key is a left-over.
+    #[must_use]
+    pub fn streams(&self) -> bool {
+        !self.owners.is_empty()
+    }
+
+    /// The L0 segments that a query of a channel is told of (`spec/lifecycle.md` §5 rule 1).
+    #[must_use]
+    pub fn l0_on(&self, channel: &str) -> L0 {
+        self.l0_on.get(channel).map_or_else(L0::default, L0s::sum)
     }
 
     /// Channels of a collection.

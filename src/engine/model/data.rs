@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use crate::engine::ids::{
     BuildId, CollectionId, DbId, FieldId, IndexId, JobId, MetaKey, MetaRev, NodeId, PartitionId,
-    PinId, ReplicaId, SegmentId, SnapshotId, TaskId, Tso, UnixMs, UnixNs, UnixSecs, VChannel,
+    PartitionScope, PinId, ReplicaId, SegmentId, SnapshotId, TaskId, Tso, UnixMs, UnixNs, UnixSecs,
+    VChannel,
 };
 
 /// A name and a number: an enum value as stored. Unknown numbers keep an empty name (`spec/layout.md` §0.7).
@@ -212,6 +213,21 @@ pub struct Segment {
     pub rev: MetaRev,
 }
 
+/// `streamingcoord-meta/pchannel/{pchannel}`: who has the log of a physical channel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PChannel {
+    /// Server id; 0 for a Falconer, which never registers a session.
+    pub node: Option<NodeId>,
+    /// Address of the node, or name of the Falconer.
+    pub address: String,
+    /// How often it has changed hands.
+    pub term: i64,
+    /// `PChannelMetaState`.
+    pub state: Enum,
+    /// Revision.
+    pub rev: MetaRev,
+}
+
 /// A virtual channel, joined from checkpoint, removal mark, collection and legacy watch key.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Channel {
@@ -225,8 +241,8 @@ pub struct Channel {
     pub mark: Option<String>,
     /// Legacy watch: node and state.
     pub watch: Option<(NodeId, Enum)>,
-    /// WAL owner and term of its physical channel (streaming).
-    pub owner: Option<(NodeId, i64)>,
+    /// The record of its physical channel (streaming).
+    pub owner: Option<Arc<PChannel>>,
     /// Recovery state of the streaming node: `NORMAL`, `DROPPED`; `None` without a key.
     pub recovery: Option<Enum>,
     /// A collection lists it among its virtual channels.
@@ -464,6 +480,13 @@ pub struct Undecodable {
 }
 
 impl Segment {
+    /// The partitions that it is about: only deletes (L0) may be about all of them. `None` where the record says so of any other
+    /// segment, or names a partition below zero (`spec/lifecycle.md` §12 rule 8): damaged.
+    #[must_use]
+    pub fn scope(&self) -> Option<PartitionScope> {
+        PartitionScope::of(self.partition, self.is_l0())
+    }
+
     /// Deletes only (`spec/lifecycle.md` §I.1).
     #[must_use]
     pub const fn is_l0(&self) -> bool {

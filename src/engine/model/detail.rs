@@ -36,6 +36,9 @@ pub fn detail(view: &View<'_>, id: &RowId) -> Vec<Section> {
         own.push(("revision".into(), Cell::Id(row.rev().0)));
     }
     let mut out: Vec<Section> = vec![("Row", own)];
+    let badges = super::badges::of(view, row).into_iter();
+    let badges = badges.map(|b| (b.name.to_owned(), Cell::State(b.help.into(), b.tone)));
+    push(&mut out, "Badges", badges.collect());
     match row {
         RowRef::Collection(c) => collection_sections(view, c, &mut out),
         RowRef::Database(d) => push_pairs(&mut out, "Properties", &d.properties),
@@ -98,6 +101,7 @@ pub fn detail(view: &View<'_>, id: &RowId) -> Vec<Section> {
             push(&mut out, "Pins", pins);
             push(&mut out, "References", references(view, s.id));
         }
+        RowRef::Broadcast(b) => out.extend(b.sections(view)),
         RowRef::Job(j) => {
             let notes = j
                 .notes
@@ -421,6 +425,10 @@ fn extras(view: &View<'_>, row: RowRef<'_>, out: &mut Map<String, Value>) {
             let ids: Vec<String> = s.partitions.iter().map(ToString::to_string).collect();
             out.insert("partition_ids".into(), ids.into());
         }
+        RowRef::Broadcast(b) => {
+            let more = b.json(view).into_iter();
+            out.extend(more.map(|(name, value)| (name.to_owned(), value)));
+        }
         RowRef::Job(j) => {
             out.insert("job".into(), serde_json::to_value(j).unwrap_or(Value::Null));
         }
@@ -561,6 +569,7 @@ pub fn keys(view: &View<'_>, id: &RowId) -> Vec<MetaKey> {
             one(&Key::OldestAlias(r.name.to_string()));
         }
         RowRef::Replica(r) => one(&Key::Replica(r.collection, r.id)),
+        RowRef::Broadcast(r) => out.push(r.key.clone()),
         RowRef::Task(r) => out.push(r.key.clone()),
         RowRef::Config(r) => out.push(r.key.clone()),
         RowRef::Undecodable(r) => out.push(r.key.clone()),

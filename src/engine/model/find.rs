@@ -132,6 +132,7 @@ fn path(view: &View<'_>, row: RowRef<'_>) -> String {
         RowRef::Snapshot(r) => format!("{}/{}", collection(r.collection), r.name),
         RowRef::Alias(r) => format!("{}/{}", c.database_name(r.db), r.name),
         RowRef::Config(r) => r.name.to_string(),
+        RowRef::Broadcast(r) => r.title(view),
         RowRef::Task(r) => r.id.to_string(),
         RowRef::Job(r) => r.title.clone(),
         RowRef::Segment(_)

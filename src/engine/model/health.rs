@@ -1,14 +1,18 @@
 //! Verdicts: pure functions of the catalog and the time, used alike by screens, the CLI and the executor (law 6). Every rule
 //! has a name that can be asked for.
 
-use crate::engine::format::time::Moment;
-use crate::engine::ids::{CollectionId, UnixMs};
+pub mod broadcasts;
+pub mod channels;
 
-use super::data::{Channel, Snapshot};
+use crate::engine::ids::UnixMs;
+
+use super::data::Snapshot;
 use super::jobs::JobState;
 use super::quarantine::KEEP_DAYS;
 use super::resource::{Cell, RowId, Tone};
 use super::rows::View;
+
+pub use channels::{behind, channel_state, lag, worst_lag};
 
 /// A channel this far behind the newest real checkpoint is frozen: flush-all will not end (`spec/lifecycle.md` §3 (e)).
 pub const FROZEN_MS: u64 = 10 * 60_000;
@@ -61,6 +65,17 @@ rules! {
     ChannelCheckpoint "channel-checkpoint" "A channel in use has no checkpoint, an unset one, or one from the future";
     CheckpointsStale "checkpoints-stale" "Even the newest checkpoint is old: nothing is consumed, or this is an old dump";
     ChannelLeftover "channel-leftover" "Keys of a channel whose collection is gone";
+    ChannelOwner "channel-owner" "A channel in use whose log no registered node has";
+    DeletesPileUp "deletes-pile-up" "L0 segments of a channel pile up, or their compaction is stuck";
+    LegacyWatchKey "legacy-watch-key" "Keys of the channel manager that 2.6 no longer has";
+    BroadcastAppend "broadcast-append-unrecoverable" "An append of a broadcast fails for a reason that trying again does not cure";
+    BroadcastStopped "broadcast-stopped" "A broadcast that does not go on by itself";
+    BroadcastCallback "broadcast-callback-retry" "The callback of a broadcast has failed more than 10 times";
+    BroadcastConflict "broadcast-key-conflict" "Two unfinished broadcasts hold the same key";
+    BroadcastCheckpoint "broadcast-checkpoint-wait" "A broadcast waits for long for a channel's checkpoint, and holds its keys";
+    BroadcastStuck "broadcast-stuck" "A broadcast is not over after two minutes";
+    BroadcastBlocking "broadcast-blocking" "Others wait for the keys of a broadcast";
+    LogNotTaken "log-not-taken" "Messages of a channel that we own cannot be taken in";
     CoordinatorAlive "coordinator-alive" "A coordinator is registered: nothing can be written";
     SessionWithoutLease "session-without-lease" "A session that nobody renews and that will not go by itself";
     CollectionDamaged "collection-damaged" "A collection with missing or contradicting parts";
@@ -96,54 +111,6 @@ pub struct Fault {
     pub next: &'static str,
 }
 
-/// Checkpoint against now; `None` for a channel without a real one (law 10).
-#[must_use]
-pub fn lag(view: &View<'_>, c: &Channel) -> Option<u64> {
-    let at = Moment::of_tso(c.checkpoint?, view.now).at()?;
-    Some(view.now.since(at))
-}
-
-/// Checkpoint against the newest real checkpoint.
-#[must_use]
-pub fn behind(view: &View<'_>, c: &Channel) -> Option<u64> {
-    let at = Moment::of_tso(c.checkpoint?, view.now).at()?;
-    Some(view.catalog.newest_checkpoint(view.now)?.since(at))
-}
-
-/// The largest lag over the channels of a collection.
-#[must_use]
-pub fn worst_lag(view: &View<'_>, id: CollectionId) -> Option<u64> {
-    view.catalog
-        .channels_of(id)
-        .filter_map(|c| lag(view, c))
-        .max()
-}
-
-/// A channel's verdict in one word.
-#[must_use]
-pub fn channel_state(view: &View<'_>, c: &Channel) -> (&'static str, Tone) {
-    let orphan = c
-        .collection
-        .is_some_and(|id| !view.catalog.collections.contains_key(&id));
-    let Some(checkpoint) = c.checkpoint else {
-        return match (orphan, c.listed) {
-            (true, _) => ("GC-PENDING", Tone::Dim),
-            (false, true) => ("NO-CHECKPOINT", Tone::Warn),
-            (false, false) => ("ok", Tone::Good),
-        };
-    };
-    match Moment::of_tso(checkpoint, view.now) {
-        Moment::Max if orphan => ("GC-PENDING", Tone::Dim),
-        Moment::Max => ("DROPPED", Tone::Dim),
-        _ if orphan => ("GC-PENDING", Tone::Dim),
-        Moment::Unset => ("UNSET", Tone::Warn),
-        Moment::Future(_) => ("FUTURE", Tone::Warn),
-        Moment::OutOfRange => ("NOT-A-TIME", Tone::Warn),
-        Moment::At(_) if behind(view, c).is_some_and(|ms| ms > FROZEN_MS) => ("FROZEN", Tone::Bad),
-        Moment::At(_) => ("ok", Tone::Good),
-    }
-}
-
 /// A snapshot's state with the tone its age gives it.
 #[must_use]
 pub fn snapshot_state(view: &View<'_>, s: &Snapshot) -> Cell {
@@ -164,7 +131,8 @@ fn pending_ms(view: &View<'_>, s: &Snapshot) -> Option<u64> {
 #[must_use]
 pub fn faults(view: &View<'_>) -> Vec<Fault> {
     let mut out = Vec::new();
-    channels(view, &mut out);
+    channels::faults(view, &mut out);
+    broadcasts::faults(view, &mut out);
     sessions(view, &mut out);
     collections(view, &mut out);
     snapshots(view, &mut out);
@@ -198,71 +166,6 @@ pub fn faults(view: &View<'_>) -> Vec<Fault> {
     }
     out.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.rule.cmp(&b.rule)));
     out
-}
-
-fn channels(view: &View<'_>, out: &mut Vec<Fault>) {
-    let newest = view.catalog.newest_checkpoint(view.now);
-    if let Some(at) = newest.filter(|at| view.now.since(*at) > FROZEN_MS) {
-        out.push(Fault {
-            rule: Rule::CheckpointsStale,
-            severity: Severity::Warn,
-            subject: None,
-            since: Some(at),
-            reason: format!(
-                "the newest checkpoint of any channel is {} old",
-                super::text::age(view.now.since(at))
-            ),
-            next: "see whether a data or streaming node is alive",
-        });
-    }
-    for c in view.catalog.channels.values() {
-        let subject = Some(RowId::Channel(c.name.0.clone()));
-        let since = c.checkpoint.and_then(crate::engine::ids::Tso::time);
-        let (rule, severity, reason, next) = match channel_state(view, c).0 {
-            "FROZEN" => (
-                Rule::ChannelFrozen,
-                Severity::Bad,
-                format!(
-                    "{} is {} behind the newest checkpoint",
-                    c.name,
-                    super::text::age(behind(view, c).unwrap_or(0))
-                ),
-                "find the node that owns it; flush-all waits for it",
-            ),
-            "GC-PENDING" => {
-                let left = c
-                    .collection
-                    .and_then(|id| view.catalog.sums.collections.get(&id))
-                    .map_or(0, super::totals::Totals::segments);
-                let why = if left > 0 {
-                    format!("{left} segment keys are left")
-                } else {
-                    "nothing else of it is left".to_owned()
-                };
-                (
-                    Rule::ChannelLeftover,
-                    Severity::Info,
-                    format!("{} belongs to a collection that is gone; {why}", c.name),
-                    "Milvus removes it once no segment key of the collection is left",
-                )
-            }
-            state @ ("NO-CHECKPOINT" | "UNSET" | "FUTURE" | "NOT-A-TIME") => (
-                Rule::ChannelCheckpoint,
-                Severity::Warn,
-                format!("{} has the checkpoint state {state}", c.name),
-                "wait for its first flush, or look at the clock of its writer",
-            ),
-            _ => continue,
-        };
-        out.push(Fault {
-            rule,
-            severity,
-            subject,
-            since,
-            reason,
-            next,
-        });
-    }
 }
 
 fn sessions(view: &View<'_>, out: &mut Vec<Fault>) {

@@ -1,5 +1,6 @@
 //! The read model: what the keys mean. Pure: no I/O, no clock (time is a parameter), no tokio.
 
+pub mod badges;
 pub mod blocked;
 pub mod broadcast;
 pub mod catalog;

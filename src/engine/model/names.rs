@@ -44,6 +44,8 @@ named! {
     watch_state pb::data::ChannelWatchState, [];
     /// VChannelState of the streaming node.
     vchannel_state pb::streaming::VChannelState, ["VCHANNEL_STATE_"];
+    /// PChannelMetaState.
+    pchannel_state pb::streaming::PChannelMetaState, ["PCHANNEL_META_STATE_"];
     /// LoadStatus.
     load_status pb::query::LoadStatus, [];
     /// LoadType.

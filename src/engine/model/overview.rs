@@ -59,6 +59,8 @@ pub struct Overview {
     pub snapshots: Vec<StateCount>,
     /// Our jobs: running, ended.
     pub jobs: (u64, u64),
+    /// Broadcasts: under way, over.
+    pub broadcasts: (u64, u64),
     /// Coordinators' tasks.
     pub tasks: u64,
     /// Sessions, of them coordinators.
@@ -140,6 +142,10 @@ pub fn overview(view: &View<'_>) -> Overview {
         jobs: {
             let n = view.jobs.jobs.iter().filter(|j| running(j.state)).count();
             (n as u64, (view.jobs.jobs.len() - n) as u64)
+        },
+        broadcasts: {
+            let over = c.broadcasts.values().filter(|b| b.is_over()).count();
+            ((c.broadcasts.len() - over) as u64, over as u64)
         },
         tasks: c.tasks.len() as u64,
         sessions: (

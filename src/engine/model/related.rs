@@ -60,6 +60,7 @@ pub fn related(view: &View<'_>, id: &RowId) -> Vec<(String, Link)> {
                 Kind::Snapshots,
                 Kind::Replicas,
                 Kind::Aliases,
+                Kind::Broadcasts,
                 Kind::Tasks,
                 Kind::Jobs,
             ] {
@@ -109,7 +110,8 @@ pub fn related(view: &View<'_>, id: &RowId) -> Vec<(String, Link)> {
                 channel: Some(r.name.0.clone()),
                 ..Scope::default()
             };
-            list(Kind::Segments, scope);
+            list(Kind::Segments, scope.clone());
+            list(Kind::Broadcasts, scope);
             r.collection
         }
         RowRef::Index(r) => {
@@ -130,6 +132,23 @@ pub fn related(view: &View<'_>, id: &RowId) -> Vec<(String, Link)> {
         RowRef::Quarantine(r) => {
             if view.jobs.jobs.iter().any(|j| j.id == r.job) {
                 out.push((format!("job {}", r.job), Link::Row(RowId::Job(r.job))));
+            }
+            r.collection
+        }
+        RowRef::Broadcast(r) => {
+            for target in &r.targets {
+                if c.channels.contains_key(&target.channel) {
+                    let to = RowId::Channel(target.channel.0.clone());
+                    out.push((format!("channel {}", target.channel), Link::Row(to)));
+                }
+            }
+            for (id, _) in r.conflicts(view) {
+                out.push((format!("broadcast {id}"), Link::Row(RowId::Broadcast(id))));
+            }
+            if let Some(job) = r.own(view).map(|own| own.job)
+                && view.jobs.jobs.iter().any(|j| j.id == job)
+            {
+                out.push((format!("job {job}"), Link::Row(RowId::Job(job))));
             }
             r.collection
         }

@@ -2,8 +2,8 @@
 //! readers of this one table, so a new kind is one entry here.
 
 use crate::engine::ids::{
-    BuildId, CollectionId, DbId, IndexId, JobId, MetaKey, PartitionId, ReplicaId, SegmentId,
-    SnapshotId, UnixMs,
+    BroadcastId, BuildId, CollectionId, DbId, IndexId, JobId, MetaKey, PartitionId, ReplicaId,
+    SegmentId, SnapshotId, UnixMs,
 };
 
 pub use super::columns::cell;
@@ -38,6 +38,8 @@ pub enum Kind {
     Tickets,
     /// What was moved aside.
     Quarantine,
+    /// Broadcasts of the streaming coordinator.
+    Broadcasts,
     /// Coordinator tasks, and foreign jobs.
     Tasks,
     /// Sessions.
@@ -79,6 +81,8 @@ pub enum RowId {
     Ticket(String),
     /// What a job moved aside.
     Quarantine(JobId),
+    /// A broadcast.
+    Broadcast(BroadcastId),
     /// A coordinator's task, by key.
     Task(MetaKey),
     /// A session.
@@ -269,9 +273,12 @@ kinds! {
     Quarantine "quarantine" ["quarantines", "aside"] "Quarantine"
         super::columns::aside::QUARANTINE, sort 2 true,
         "What was moved aside instead of deleted, and until when it can be put back";
+    Broadcasts "broadcasts" ["broadcast", "bcast", "ddl"] "Broadcasts"
+        super::columns::broadcasts::BROADCASTS, sort 3 true,
+        "DDL on its way through the channels: what each waits for, which keys it holds, whom it blocks";
     Tasks "tasks" ["task", "t"] "Tasks"
         super::columns::tasks::TASKS, sort 7 true,
-        "Tasks of the coordinators: compaction, statistics, import, copies, broadcasts";
+        "Tasks of the coordinators: compaction, statistics, import, copies";
     Sessions "sessions" ["session", "nodes", "node"] "Sessions"
         super::columns::tasks::SESSIONS, sort 0 false,
         "Registered coordinators and nodes: a coordinator here blocks every write";
@@ -326,6 +333,7 @@ impl RowId {
             Self::Job(_) => Kind::Jobs,
             Self::Ticket(_) => Kind::Tickets,
             Self::Quarantine(_) => Kind::Quarantine,
+            Self::Broadcast(_) => Kind::Broadcasts,
             Self::Task(_) => Kind::Tasks,
             Self::Session(_) => Kind::Sessions,
             Self::Alias(..) => Kind::Aliases,
@@ -353,6 +361,7 @@ impl RowId {
             Self::Snapshot(id) => id.to_string(),
             Self::Job(id) | Self::Quarantine(id) => id.to_string(),
             Self::Replica(id) => id.to_string(),
+            Self::Broadcast(id) => id.to_string(),
             Self::Task(key) | Self::Config(key) | Self::Undecodable(key) | Self::Key(key) => {
                 key.text()
             }

@@ -6,6 +6,7 @@ use crate::engine::ids::{
     CollectionId, DbId, MetaKey, MetaRev, PartitionId, SegmentId, UnixMs, VChannel,
 };
 
+use super::broadcast::{Broadcast, BroadcastsView};
 use super::catalog::Catalog;
 use super::columns::cell_of;
 use super::data::{
@@ -26,6 +27,8 @@ pub struct View<'a> {
     pub catalog: &'a Catalog,
     /// Our jobs.
     pub jobs: &'a JobsView,
+    /// Broadcasts that this process drives.
+    pub broadcasts: &'a BroadcastsView,
     /// What snapshots refer to, as far as it is known.
     pub references: &'a Index,
     /// Now, for ages and lags.
@@ -58,6 +61,7 @@ pub enum RowRef<'a> {
     Job(&'a JobInfo),
     Ticket(&'a Ticket),
     Quarantine(&'a Quarantine),
+    Broadcast(&'a Broadcast),
     Task(&'a Task),
     Session(&'a Session),
     Alias(&'a Alias),
@@ -83,6 +87,7 @@ impl RowRef<'_> {
             Self::Job(r) => RowId::Job(r.id),
             Self::Ticket(r) => RowId::Ticket(r.id.clone()),
             Self::Quarantine(r) => RowId::Quarantine(r.job),
+            Self::Broadcast(r) => RowId::Broadcast(r.id),
             Self::Task(r) => RowId::Task(r.key.clone()),
             Self::Session(r) => RowId::Session(r.name.to_string()),
             Self::Alias(r) => RowId::Alias(r.db, r.name.to_string()),
@@ -106,6 +111,7 @@ impl RowRef<'_> {
             Self::SegmentIndex(r) => r.rev,
             Self::Snapshot(r) => r.rev,
             Self::Job(_) | Self::Ticket(_) | Self::Quarantine(_) => MetaRev(0),
+            Self::Broadcast(r) => r.rev,
             Self::Task(r) => r.rev,
             Self::Session(r) => r.rev,
             Self::Alias(r) => r.rev,
@@ -135,6 +141,7 @@ pub fn row<'a>(view: &View<'a>, id: &RowId) -> Option<RowRef<'a>> {
         RowId::Quarantine(id) => {
             RowRef::Quarantine(view.jobs.quarantine.iter().find(|q| q.job == *id)?)
         }
+        RowId::Broadcast(id) => RowRef::Broadcast(c.broadcasts.get(id)?),
         RowId::Task(key) => RowRef::Task(c.tasks.get(key)?),
         RowId::Session(name) => RowRef::Session(c.sessions.get(name.as_str())?),
         RowId::Alias(db, name) => RowRef::Alias(c.aliases.get(&(*db, name.as_str().into()))?),
@@ -273,6 +280,7 @@ pub fn each<'a>(view: &View<'a>, kind: Kind, scope: &Scope, mut each: impl FnMut
             .iter()
             .filter(|r| within(view, scope, r.collection, None, None, None))
             .for_each(|r| each(RowRef::Quarantine(r))),
+        Kind::Broadcasts => each_broadcast(view, scope, &mut |r| each(RowRef::Broadcast(r))),
         Kind::Tasks => c
             .tasks
             .values()
@@ -301,6 +309,19 @@ pub fn each<'a>(view: &View<'a>, kind: Kind, scope: &Scope, mut each: impl FnMut
                 .for_each(|(key, meta)| each(RowRef::Key(key, meta)));
         }
     }
+}
+
+/// A broadcast is on every channel that it goes to, and about one collection at most.
+fn each_broadcast<'a>(view: &View<'a>, scope: &Scope, each: &mut dyn FnMut(&'a Broadcast)) {
+    let here = Scope {
+        channel: None,
+        ..scope.clone()
+    };
+    let goes = |b: &Broadcast, name: &str| b.targets.iter().any(|t| t.channel.0 == name);
+    let rows = view.catalog.broadcasts.values();
+    rows.filter(|b| scope.channel.as_deref().is_none_or(|name| goes(b, name)))
+        .filter(|b| within(view, &here, b.collection, None, None, None))
+        .for_each(|b| each(b));
 }
 
 fn each_segment<'a>(view: &View<'a>, scope: &Scope, each: &mut dyn FnMut(&'a Segment)) {
@@ -360,6 +381,7 @@ pub fn len(view: &View<'_>, kind: Kind) -> usize {
         Kind::Jobs => view.jobs.jobs.len(),
         Kind::Tickets => view.jobs.tickets.len(),
         Kind::Quarantine => view.jobs.quarantine.len(),
+        Kind::Broadcasts => c.broadcasts.len(),
         Kind::Tasks => c.tasks.len(),
         Kind::Sessions => c.sessions.len(),
         Kind::Aliases => c.aliases.len(),

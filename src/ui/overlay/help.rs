@@ -5,6 +5,7 @@ use crossterm::event::{Event, KeyCode};
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Position, Rect};
 
+use crate::engine::model::badges;
 use crate::engine::model::resource::Tone;
 use crate::ui::app::App;
 use crate::ui::document::{self, Line};
@@ -73,6 +74,16 @@ pub fn lines(app: &App, width: u16) -> Vec<Line> {
         );
         for column in spec.columns {
             out.push(Line::field(column.title, column.help));
+        }
+        let badges = badges::all(*kind);
+        if !badges.is_empty() {
+            out.push(Line::blank());
+            out.push(Line::heading("Words beside a row"));
+            out.extend(
+                badges
+                    .iter()
+                    .map(|b| Line::field(b.name, b.help).tone(b.tone)),
+            );
         }
     }
     out

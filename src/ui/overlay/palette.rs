@@ -62,7 +62,7 @@ pub struct Palette {
 }
 
 /// Kinds whose names are worth matching; segments and keys are found by id.
-const NAMED: [Kind; 7] = [
+const NAMED: [Kind; 8] = [
     Kind::Databases,
     Kind::Collections,
     Kind::Snapshots,
@@ -70,6 +70,7 @@ const NAMED: [Kind; 7] = [
     Kind::Sessions,
     Kind::Indexes,
     Kind::Channels,
+    Kind::Broadcasts,
 ];
 
 impl Palette {

@@ -256,6 +256,15 @@ fn numbers(o: &Overview) -> Vec<Line> {
             Kind::Sessions,
         ),
     ];
+    if o.broadcasts != (0, 0) {
+        let (open, over) = o.broadcasts;
+        out.push(number(
+            "broadcasts",
+            open + over,
+            some(open, "under way"),
+            Kind::Broadcasts,
+        ));
+    }
     if o.undecodable > 0 {
         out.push(
             number(

@@ -40,6 +40,7 @@ pub fn empty_words(app: &App, kind: Kind) -> (String, String) {
         Kind::Jobs => "Snapshots, restores and garbage collection show up here while they run.",
         Kind::Tickets => "Garbage collection is not paused by us; z pauses it.",
         Kind::Quarantine => "Nothing was moved aside; o plans a scan for orphans.",
+        Kind::Broadcasts => "No DDL is under way, and none that is over is remembered.",
         Kind::Sessions => "No coordinator and no node is registered: writing is possible.",
         Kind::Undecodable => "Every value could be read.",
         Kind::Collections | Kind::Databases => "1 leads to the overview, : anywhere.",

@@ -7,12 +7,16 @@
 
 mod keys;
 mod locks;
+mod record;
+mod standing;
 mod task;
 mod tombstones;
 mod view;
 
 pub use keys::{Resource, ResourceKeys};
 pub use locks::{Locks, Turn};
+pub use record::{Broadcast, Target};
+pub use standing::{RETRIES, key_words, tone};
 pub use task::{AckedAt, Copy, Task, TaskState};
 pub use tombstones::{TombstoneLimits, Tombstones};
 pub use view::{BroadcastsView, Shown, Waiting};

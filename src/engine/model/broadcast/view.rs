@@ -6,6 +6,7 @@ use std::fmt;
 use super::keys::ResourceKeys;
 use crate::engine::error::Error;
 use crate::engine::ids::{BroadcastId, JobId, Tso, UnixMs, VChannel};
+use crate::engine::model::text::age;
 
 /// What a task waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,7 +49,7 @@ impl fmt::Display for Waiting {
                 write!(f, "checkpoint of {channel}")?;
                 match (at.and_then(Tso::time), tick.time()) {
                     (Some(at), Some(tick)) => {
-                        write!(f, ", {} ms behind the message", tick.since(at))
+                        write!(f, ", {} behind the message", age(tick.since(at)))
                     }
                     _ => f.write_str(", which has none"),
                 }
@@ -89,6 +90,8 @@ pub struct Shown {
     pub waiting: Waiting,
     /// Tries of the current step that failed.
     pub retries: u32,
+    /// An append fails for a reason that trying again does not cure.
+    pub unrecoverable: bool,
     /// Begin.
     pub since: UnixMs,
     /// Job that asked for it; 0 when a Milvus did.

@@ -2,12 +2,14 @@
 
 use crate::engine::ids::PartitionId;
 use crate::engine::model::data::{Channel, IndexDef, Segment, SegmentIndex};
-use crate::engine::model::health;
+use crate::engine::model::health::{self, channels};
 use crate::engine::model::resource::{Cell, Column, Tone, Unit};
 use crate::engine::model::rows::View;
 use crate::engine::model::totals::{BuildTotals, Totals, state as seg};
 
-use super::{age, collection_cell, columns, count, id, named, shared, state, text, time, tone};
+use super::{
+    age, badge_cell, collection_cell, columns, count, id, named, shared, state, text, time, tone,
+};
 
 columns! { SEGMENTS, segment, Segment:
     id "ID" Id (20, 18) "Segment id" => |_, s| id(s.id.0);
@@ -45,17 +47,26 @@ columns! { CHANNELS, channel, Channel:
         let (text, tone) = health::channel_state(v, c);
         state(text, tone)
     };
+    badges "BADGES" State (24, 8) "NO-OWNER, L0 PILE-UP, DELETE-CP LAG and others; ? and the detail view explain them" => |v, c| {
+        let own = health::channel_state(v, c).0;
+        badge_cell(channels::badges(v, c).into_iter().filter(|b| b.name != own))
+    };
     mark "MARK" Text (12, 7) "Removal mark: non-removed, removed or missing" => |_, c| text(c.mark.clone().unwrap_or_else(|| "missing".into()));
     recovery "RECOVERY" State (9, 8) wide "Recovery state of the streaming node" => |_, c| c.recovery.map_or(Cell::None, named);
-    owner "OWNER" Text (12, 6) "Node and term that own the WAL, or the node that watches" => |_, c| match (c.owner, c.watch) {
-        (Some((node, term)), _) => text(format!("{node} term {term}")),
+    owner "OWNER" Text (16, 6) "Node and term that have the log, or the node that watches" => |_, c| match (&c.owner, c.watch) {
+        (Some(owner), _) => text(channels::owner_words(owner)),
         (None, Some((node, _))) if node.0 == i64::MIN => text("unassigned"),
         (None, Some((node, watch))) => text(format!("{node} {}", watch.text())),
         (None, None) => Cell::None,
     };
     segments "SEGMENTS" Count (9, 5) "Segments that are not dropped" => |v, c| count(sums(v, c).healthy());
     growing "GROWING" Count (8, 7) "Growing segments" => |v, c| count(sums(v, c).by_state[2]);
-    l0 "L0" Count (5, 3) wide "L0 segments" => |v, c| count(sums(v, c).l0);
+    l0 "L0" Count (5, 3) "Written L0 segments that queries load with the channel" => |v, c| count(v.catalog.l0_on(&c.name.0).segments);
+    gap "DELETE GAP" Age (10, 8) "Delete checkpoint behind the checkpoint: how long the oldest L0 has waited for compaction" => |v, c| channels::gap(v, c).map_or(Cell::None, Cell::Age);
+    l0_size "L0 SIZE" Bytes (10, 6) wide "Log bytes of those L0 segments, as recorded" => |v, c| Cell::Bytes(v.catalog.l0_on(&c.name.0).bytes);
+    l0_oldest "OLDEST L0 (UTC)" Time (20, 16) wide "First position of the oldest of them" => |v, c| v.catalog.l0_on(&c.name.0).oldest.map_or(Cell::None, |(at, _)| time(at));
+    delete_cp "DELETE CP (UTC)" Time (20, 16) wide "Deletes older than this are in the logs of every segment" => |v, c| channels::delete_checkpoint(v, c).map_or(Cell::None, time);
+    assignment "PCHANNEL" State (12, 8) wide "PChannelMetaState of its physical channel" => |_, c| c.owner.as_ref().map_or(Cell::None, |owner| named(owner.state));
     rows "ROWS" Count (12, 6) wide "Rows of sealed and flushed segments" => |v, c| Cell::Count(sums(v, c).rows);
 }
 

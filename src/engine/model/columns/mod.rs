@@ -1,6 +1,7 @@
 //! The columns of every kind, each beside the expression that fills it, so that a header and its value cannot drift apart.
 
 pub(super) mod aside;
+pub(super) mod broadcasts;
 pub(super) mod data;
 pub(super) mod root;
 pub(super) mod tasks;
@@ -64,6 +65,7 @@ pub fn cell_of(view: &View<'_>, row: RowRef<'_>, column: usize) -> Cell {
         RowRef::Job(r) => tasks::job(view, r, column),
         RowRef::Ticket(r) => aside::ticket(view, r, column),
         RowRef::Quarantine(r) => aside::quarantine(view, r, column),
+        RowRef::Broadcast(r) => broadcasts::broadcast(view, r, column),
         RowRef::Task(r) => tasks::task(view, r, column),
         RowRef::Session(r) => tasks::session(view, r, column),
         RowRef::Replica(r) => tasks::replica(view, r, column),
@@ -107,6 +109,14 @@ fn age(view: &View<'_>, since: Option<UnixMs>) -> Cell {
     since.map_or(Cell::None, |since| Cell::Age(view.now.since(since)))
 }
 
+/// Badges in a cell, as serious as the worst.
+fn badge_cell(badges: impl IntoIterator<Item = &'static super::badges::Badge>) -> Cell {
+    let (names, tones): (Vec<&str>, Vec<Tone>) =
+        badges.into_iter().map(|b| (b.name, b.tone)).unzip();
+    let worst = tones.into_iter().max();
+    worst.map_or(Cell::None, |tone| state(names.join(" · "), tone))
+}
+
 fn collection_cell(view: &View<'_>, id: CollectionId) -> Cell {
     if id.0 == 0 {
         return Cell::None;
@@ -121,11 +131,11 @@ fn collection_cell(view: &View<'_>, id: CollectionId) -> Cell {
 fn tone(name: &str) -> Tone {
     match name {
         "Created" | "Flushed" | "Finished" | "Committed" | "Loaded" | "Completed" | "completed"
-        | "DONE" | "NORMAL" | "WatchSuccess" | "ImportCompleted" => Tone::Good,
+        | "DONE" | "NORMAL" | "ASSIGNED" | "WatchSuccess" | "ImportCompleted" => Tone::Good,
         "Dropped" | "cleaned" | "None" | "TOMBSTONE" | "DROPPED" => Tone::Dim,
         "Failed" | "failed" | "timeout" | "WatchFailure" | "FailedAndCleaned" => Tone::Bad,
         "Dropping" | "Deleting" | "Retry" | "NotExist" | "" | "Unknown" | "UNKNOWN"
-        | "Uncommitted" => Tone::Warn,
+        | "Uncommitted" | "UNINITIALIZED" | "UNAVAILABLE" => Tone::Warn,
         _ => Tone::Busy,
     }
 }

@@ -9,7 +9,7 @@ use crate::engine::format::vchannel::{self, ChannelName};
 use crate::engine::ids::{CollectionId, MetaRev, NodeId, Tso, VChannel};
 use crate::engine::meta::KeyValue;
 use crate::engine::model::catalog::{Catalog, Dirty};
-use crate::engine::model::data::{Channel, Enum};
+use crate::engine::model::data::{Channel, Enum, PChannel};
 use crate::engine::model::names;
 
 /// What the keys say of one channel.
@@ -30,9 +30,6 @@ impl ChannelPieces {
         *self == Self::default()
     }
 }
-
-/// Owner, term and revision of a physical channel.
-pub(in crate::engine::model) type Owner = (Option<(NodeId, i64)>, MetaRev);
 
 fn upsert<K: PartialEq + Ord + Clone>(
     list: &mut Vec<(K, Enum, MetaRev)>,
@@ -85,9 +82,15 @@ impl Catalog {
             }
             Key::PChannel(name) => {
                 let meta = value!(pb::streaming::PChannelMeta);
-                let term = meta.channel.map_or(0, |c| c.term);
-                let owner = meta.node.map(|node| (NodeId(node.server_id), term));
-                self.owners.insert(name.as_str().into(), (owner, rev));
+                let node = meta.node;
+                let row = PChannel {
+                    node: node.as_ref().map(|node| NodeId(node.server_id)),
+                    address: node.map_or_else(String::new, |node| node.address),
+                    term: meta.channel.map_or(0, |c| c.term),
+                    state: names::pchannel_state(meta.state),
+                    rev,
+                };
+                self.owners.insert(name.as_str().into(), Arc::new(row));
                 dirty.pchannels.insert(name.clone());
             }
             _ => return Ok(false),
@@ -180,7 +183,7 @@ impl Catalog {
             pieces.mark.as_ref().map(|p| p.1),
             pieces.watches.iter().map(|w| w.2).max(),
             pieces.wal.iter().map(|w| w.2).max(),
-            owner.map(|o| o.1),
+            owner.map(|o| o.rev),
         ];
         let row = Channel {
             name: name.clone(),
@@ -188,7 +191,7 @@ impl Catalog {
             checkpoint: pieces.checkpoint.as_ref().map(|p| p.0),
             mark: pieces.mark.as_ref().map(|p| p.0.clone()),
             watch: pieces.watches.first().map(|w| (w.0, w.1)),
-            owner: owner.and_then(|o| o.0),
+            owner: owner.cloned(),
             recovery: pieces.wal.first().map(|w| w.1),
             listed: !pieces.listed_by.is_empty(),
             rev: own.into_iter().flatten().max().unwrap_or_default(),

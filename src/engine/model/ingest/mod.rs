@@ -1,8 +1,10 @@
 //! From events to pieces to rows. A piece is what one key says; a row is a pure function of the pieces that are there now, so
 //! the order in which keys arrive cannot matter.
 
+mod broadcasts;
 pub(in crate::engine::model) mod channels;
 mod index;
+pub mod l0;
 mod query;
 pub(in crate::engine::model) mod root;
 pub(in crate::engine::model) mod segments;
@@ -104,6 +106,7 @@ impl Catalog {
             || self.learn_root(key, kv, dirty)?
             || self.learn_channel(key, kv, dirty)?
             || self.learn_query(key, kv, dirty)?
+            || self.learn_broadcast(key, kv)?
         {
             return Ok(());
         }
@@ -124,6 +127,7 @@ impl Catalog {
                 self.forget_root(key, dirty);
                 self.forget_channel(key, dirty);
                 self.forget_query(key, raw, dirty);
+                self.forget_broadcast(key);
                 self.tasks.remove(raw);
             }
         }

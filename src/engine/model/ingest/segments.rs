@@ -273,9 +273,16 @@ impl Catalog {
         if let Some(entry) = self.segments.get_mut(&id) {
             let entry = Arc::make_mut(entry);
             self.sums.segment(&entry.row, false);
+            // Most segments are no L0: only those are copied.
+            let before = entry.row.is_l0().then(|| entry.row.clone());
             edit(&mut entry.logs);
             entry.join();
             self.sums.segment(&entry.row, true);
+            if let Some(before) = before {
+                let after = entry.row.clone();
+                self.note_l0(id, &before, false);
+                self.note_l0(id, &after, true);
+            }
         } else if let Some(logs) = self.loose_logs.get_mut(&id) {
             edit(logs);
             if logs.is_empty() {
@@ -302,6 +309,7 @@ impl Catalog {
         if let Some(old) = &old {
             let s = &old.row;
             self.sums.segment(s, false);
+            self.note_l0(id, s, false);
             let same_channel = entry.as_ref().is_some_and(|e| e.row.channel == s.channel);
             if !same_channel {
                 self.unlink_channel(&s.channel, id);
@@ -314,6 +322,7 @@ impl Catalog {
             entry.logs.shrink_to_fit();
             let s = &entry.row;
             self.sums.segment(s, true);
+            self.note_l0(id, s, true);
             self.segments_of.insert((s.collection, id.0, id.2));
             self.segments_on
                 .entry(s.channel.clone())

@@ -2,7 +2,7 @@
 
 use crate::engine::format::codec::{self, Decoded};
 use crate::engine::format::keys::Key;
-use crate::engine::format::{broadcast, pb};
+use crate::engine::format::pb;
 use crate::engine::ids::{
     CollectionId, JobId, MetaRev, NodeId, TaskId, Tso, UnixMs, UnixNs, UnixSecs,
 };
@@ -249,27 +249,6 @@ pub(super) fn task(key: &Key, kv: &KeyValue) -> Result<Option<Task>, String> {
                 started: ms(v.start_time),
                 ended: ms(v.end_time),
                 ..draft("export-job", id.0, state, v.collection_id, v.reason)
-            }
-        }
-        Key::BroadcastTask(id) => {
-            let v = value!(pb::streaming::BroadcastTask);
-            let state = names::broadcast_state(v.state);
-            let message = v.message.unwrap_or_default();
-            let detail = match broadcast::message_type(&message) {
-                Some(Ok(kind)) => kind.as_str_name().to_owned(),
-                Some(Err(number)) => format!("message type {number}"),
-                None => String::new(),
-            };
-            Task {
-                detail,
-                started: broadcast::time_tick(&message).and_then(|t| Tso(t).time()),
-                ..draft(
-                    "broadcast",
-                    i64::try_from(*id).unwrap_or(i64::MAX),
-                    state,
-                    0,
-                    String::new(),
-                )
             }
         }
         _ => return Ok(None),
