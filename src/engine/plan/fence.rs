@@ -4,7 +4,7 @@
 //! conditions, and that no coordinator session exists (`spec/layout.md` §1.4), so that losing either refuses the write itself, not
 //! a check before it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -80,8 +80,9 @@ pub struct Fence {
     spans: Vec<Span>,
     actor: String,
     held: Mutex<Option<Held>>,
-    /// Leases that were granted and not revoked: a caller that is cut off in between leaves its own to [`Fence::release`].
-    granted: Mutex<BTreeSet<i64>>,
+    /// Leases that were granted and not revoked, with the owner that goes with each: a caller that is cut off in between leaves its own
+    /// to [`Fence::release`], and what stands under the owner key is known as ours from the first moment to the last.
+    granted: Mutex<BTreeMap<i64, Bytes>>,
     /// The last renewal, and the last proof that the fence stands.
     renewed: Mutex<Option<Stamp>>,
     proved: Mutex<Option<Stamp>>,
@@ -144,7 +145,6 @@ impl Fence {
                 Some(kv) => from_json::<u64>(&kv.key, &kv.value)? + 1,
             };
             let lease = calm(&*self.clock, || self.meta.grant(TTL)).await?;
-            self.granted().insert(lease);
             let held = Held {
                 lease,
                 owner: json(&Owner {
@@ -155,6 +155,7 @@ impl Fence {
                 })?,
                 epoch: number.to_string().into(),
             };
+            self.granted().insert(lease, held.owner.clone());
             let txn = Txn {
                 conds: vec![
                     Cond::Absent(self.keys.owner()),
@@ -208,7 +209,7 @@ impl Fence {
     pub async fn release(&self) {
         let _gate = self.gate.lock().await;
         *self.lock() = None;
-        let granted = self.granted().clone();
+        let granted: Vec<i64> = self.granted().keys().copied().collect();
         for lease in granted {
             self.give_up(lease).await;
         }
@@ -220,7 +221,7 @@ impl Fence {
         self.granted().remove(&lease);
     }
 
-    fn granted(&self) -> MutexGuard<'_, BTreeSet<i64>> {
+    fn granted(&self) -> MutexGuard<'_, BTreeMap<i64, Bytes>> {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -269,7 +270,7 @@ impl Fence {
 
     /// Whether this value of the owner key is ours.
     pub fn is_ours(&self, value: &[u8]) -> bool {
-        self.lock().as_ref().is_some_and(|h| h.owner == value)
+        self.granted().values().any(|owner| owner == value)
     }
 
     /// What is said when it is not.
