@@ -851,9 +851,10 @@ fn there(size: usize) -> String {
 fn tagged(status: &str, tag: char, body: &str, range: bool) -> String {
     let tag = tag.to_string().repeat(32);
     let size = body.len();
-    let range = match range {
-        true => format!("content-range: bytes 0-{}/{size}\r\n", size - 1),
-        false => String::new(),
+    let range = if range {
+        format!("content-range: bytes 0-{}/{size}\r\n", size - 1)
+    } else {
+        String::new()
     };
     format!(
         "HTTP/1.1 {status}\r\ncontent-length: {size}\r\netag: \"{tag}\"\r\n{range}last-modified: Mon, 12 Oct 2009 17:50:00 GMT\r\n\r\n{body}"
