@@ -27,7 +27,9 @@ use falconer::engine::clock::{Clock, Entropy};
 use falconer::engine::error::Result;
 use falconer::engine::ids::ObjectKey;
 use falconer::engine::jobs::copy::{self, CopyFile, CopyHost, Done, Ran, SLICE};
+use falconer::engine::meta::MetaWriter;
 use falconer::engine::meta::embedded::EmbeddedStore;
+use falconer::engine::meta::scope::Scope;
 use falconer::engine::objects;
 use falconer::engine::plan::execute::{Executor, Parts};
 use falconer::engine::profile::{ObjectKind, ObjectProfile, REQUEST_TIMEOUT, Roots, S3Profile};
@@ -227,7 +229,7 @@ impl Ours {
         .expect("the store");
         let meta = EmbeddedStore::memory_with(clock.clone()).expect("a store in memory");
         let executor = Executor::new(Parts {
-            meta: Arc::new(meta),
+            meta: MetaWriter::new(Arc::new(meta), &Scope::root(clock.clone(), "test")),
             objects: write,
             roots: Roots::default(),
             clock: clock.clone(),

@@ -25,8 +25,9 @@ use falconer::engine::ids::{CollectionId, MetaKey, MetaRev, ObjectKey, SegmentId
 use falconer::engine::jobs::registry::Registry;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
 use falconer::engine::jobs::snapshot_create::CreateSnapshot;
-use falconer::engine::meta::KeyValue;
 use falconer::engine::meta::embedded::EmbeddedStore;
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{KeyValue, MetaWriter};
 use falconer::engine::model::jobs::JobState;
 use falconer::engine::objects::{self, ObjectRead};
 use falconer::engine::plan::Intent;
@@ -210,7 +211,7 @@ async fn open(server: &S3, kvs: Vec<KeyValue>) -> (RunnerHandle, ObjectRead) {
     let meta = EmbeddedStore::memory_with(clock.clone()).expect("a store in memory");
     meta.load(kvs, None).await.expect("the cluster");
     let executor = Executor::new(Parts {
-        meta: Arc::new(meta),
+        meta: MetaWriter::new(Arc::new(meta), &Scope::root(clock.clone(), "test")),
         objects: write,
         roots: Roots::default(),
         clock,

@@ -32,7 +32,9 @@ use falconer::engine::jobs::gc::Gc;
 use falconer::engine::jobs::planner::Planner;
 use falconer::engine::jobs::references::Keeper;
 use falconer::engine::jobs::registry::Registry;
+use falconer::engine::meta::MetaReader;
 use falconer::engine::meta::etcd::EtcdStore;
+use falconer::engine::meta::scope::Scope;
 use falconer::engine::model::references::{Extent, Record};
 use falconer::engine::objects::{self, ObjectRead};
 use falconer::engine::plan::{Intent, Plan};
@@ -174,7 +176,7 @@ async fn planner(etcd: &str, objects: ObjectRead) -> Planner {
         .await
         .expect("etcd");
     Planner::new(
-        Arc::new(meta),
+        MetaReader::new(Arc::new(meta), &Scope::root(common::clock(), "bench")),
         Some(objects),
         Roots::default(),
         common::clock(),

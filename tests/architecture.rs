@@ -283,6 +283,55 @@ fn dependencies_point_one_way() {
     );
 }
 
+/// A bare store can be asked without a scope (`spec/lifecycle.md` §7 rule 1), so it is named only where stores are made and where they
+/// are bound; and only the engine makes a scope that nobody else ends.
+#[test]
+fn bare_stores_are_bound_where_they_are_opened() {
+    const BARE: &[&str] = &[
+        "MetaRead",
+        "MetaWrite",
+        "EtcdStore",
+        "EmbeddedStore",
+        "EmbeddedReader",
+    ];
+    const ROOT: &[&str] = &[
+        "Scope::root",
+        "Scoped::new",
+        "MetaReader::new",
+        "MetaWriter::new",
+    ];
+    let opens = |path: &str| {
+        path.starts_with("src/engine/meta/")
+            || ["src/engine/attach.rs", "src/engine/dynamic.rs"].contains(&path)
+    };
+    let mut broken = Vec::new();
+    for source in sources()
+        .iter()
+        .filter(|s| s.path.starts_with("src/") && !opens(&s.path))
+    {
+        for (number, line) in &source.code {
+            let root = ROOT.iter().filter(|_| source.path != "src/engine/mod.rs");
+            for name in BARE.iter().chain(root) {
+                if named(line, name) {
+                    broken.push(format!("{}:{number}: {name}: {}", source.path, line.trim()));
+                }
+            }
+        }
+    }
+    assert!(
+        broken.is_empty(),
+        "hold a MetaReader or a MetaWriter, bound to a scope of the caller:\n{}",
+        broken.join("\n")
+    );
+}
+
+/// Whether `name` stands there as a word of its own.
+fn named(line: &str, name: &str) -> bool {
+    let word = |c: char| c.is_alphanumeric() || c == '_';
+    line.match_indices(name)
+        .any(|(at, _)| !line[..at].ends_with(word) && !line[at + name.len()..].starts_with(word))
+}
+
 #[test]
 fn screens_do_not_import_each_other() {
     let mut broken = Vec::new();
@@ -366,6 +415,8 @@ fn the_rules_can_fail() {
         absolute("src/engine/model/mod.rs", "use super::objects::ObjectRead;")
             .contains("crate::engine::objects")
     );
+    assert!(named("meta: Arc<dyn MetaRead>,", "MetaRead"));
+    assert!(!named("meta: MetaReader,", "MetaRead"));
     assert_eq!(strip_comment("let a = 1; // unwrap()"), "let a = 1; ");
     assert_eq!(
         strip_comment("let a = \"http://x\";"),

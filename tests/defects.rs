@@ -26,6 +26,8 @@ use falconer::engine::jobs::references::Keeper;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
 use falconer::engine::jobs::select::{Selection, select};
 use falconer::engine::jobs::source::Source;
+use falconer::engine::meta::MetaWriter;
+use falconer::engine::meta::scope::Scope;
 use falconer::engine::model::facts::Tolerances;
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::plan::execute::{Executor, Parts};
@@ -123,7 +125,10 @@ fn every_defect_has_its_test_or_its_reason() {
 
 fn runner(stores: &Stores) -> RunnerHandle {
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: roots(),
         clock: stores.clock.clone(),
@@ -223,7 +228,9 @@ async fn segments(world: &World, of: CollectionId) -> Vec<(Key, SegmentInfo)> {
 }
 
 async fn selected(world: &World) -> Selection {
-    let source = Source::read(&*world.meta, &roots(), SMALL).await.unwrap();
+    let source = Source::read(&world.reader(), &roots(), SMALL)
+        .await
+        .unwrap();
     select(&source, ROOT).unwrap()
 }
 

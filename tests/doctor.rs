@@ -17,8 +17,10 @@ use falconer::engine::ids::{
 };
 use falconer::engine::meta::embedded::EmbeddedStore;
 use falconer::engine::meta::etcd::EtcdStore;
+use falconer::engine::meta::scope::Scope;
 use falconer::engine::meta::{
-    KeyValue, MetaRead, MetaStatus, MetaWrite, Page, RangeOpts, Span, Txn, WatchStream, Write,
+    KeyValue, MetaRead, MetaReader, MetaStatus, MetaWrite, Page, RangeOpts, Span, Txn, WatchStream,
+    Write,
 };
 use falconer::engine::objects::{ObjectRead, ObjectWrite, PutMode, open};
 use falconer::engine::profile::{
@@ -62,6 +64,7 @@ fn after_capture() -> At {
 }
 
 struct Lab {
+    reader: MetaReader,
     meta: EmbeddedStore,
     read: ObjectRead,
     write: ObjectWrite,
@@ -73,6 +76,11 @@ struct Lab {
 enum Sessions {
     None,
     LeftOver,
+}
+
+fn bound(store: impl MetaRead + 'static) -> MetaReader {
+    let scope = Scope::root(Arc::new(SystemClock::new()), "test");
+    MetaReader::new(Arc::new(store), &scope)
 }
 
 impl Lab {
@@ -110,6 +118,7 @@ impl Lab {
             .await
             .unwrap();
         Self {
+            reader: bound(meta.reader().unwrap()),
             meta,
             read,
             write,
@@ -120,7 +129,7 @@ impl Lab {
 
     fn patient(&self) -> Patient<'_> {
         Patient {
-            meta: &self.meta,
+            meta: &self.reader,
             objects: Some(&self.read),
             roots: &self.roots,
             clock: &self.clock,
@@ -402,6 +411,7 @@ async fn roots_are_found_without_a_scan() {
     );
 
     let empty = EmbeddedStore::memory().unwrap();
+    let empty = bound(empty);
     let patient = Patient {
         meta: &empty,
         objects: None,
@@ -742,6 +752,7 @@ async fn on_real_etcd_and_real_s3_it_ends_within_two_seconds() {
         .await
         .unwrap();
     let roots = Roots::default();
+    let meta = bound(meta);
     let patient = Patient {
         meta: &meta,
         objects: Some(&read),
@@ -810,8 +821,9 @@ async fn two_seconds_whatever_the_servers_do() {
     .unwrap();
     let roots = Roots::default();
     let clock = SystemClock::new();
+    let silent = bound(Silent);
     let patient = Patient {
-        meta: &Silent,
+        meta: &silent,
         objects: Some(&read),
         roots: &roots,
         clock: &clock,

@@ -16,7 +16,8 @@ use falconer::engine::jobs::export::Export;
 use falconer::engine::jobs::registry::Registry;
 use falconer::engine::jobs::restore::Restore;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
-use falconer::engine::meta::{MetaWrite, Span};
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{MetaWrite, MetaWriter, Span};
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::objects::{ObjectRead, ObjectWrite, PutMode, open};
 use falconer::engine::plan::Intent;
@@ -41,7 +42,7 @@ fn runner(
     seed: u64,
 ) -> RunnerHandle {
     let executor = Executor::new(Parts {
-        meta,
+        meta: MetaWriter::new(meta, &Scope::root(stores.clock.clone(), "test")),
         objects: write,
         roots: roots(),
         clock: stores.clock.clone(),

@@ -16,7 +16,8 @@ use falconer::engine::format::pb;
 use falconer::engine::ids::{JobId, SnapshotId};
 use falconer::engine::jobs::references::Keeper;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
-use falconer::engine::meta::Span;
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{MetaWriter, Span};
 use falconer::engine::model::facts::Tolerances;
 use falconer::engine::model::jobs::JobState;
 use falconer::engine::plan::Intent;
@@ -34,7 +35,10 @@ const SNAPSHOT: SnapshotId = SnapshotId(470_660_334_431_990_001);
 fn process(world: &World, seed: u64) -> RunnerHandle {
     let stores = world.open(&Faults::none(), ROOT);
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: roots(),
         clock: stores.clock.clone(),

@@ -25,7 +25,8 @@ use falconer::engine::jobs::runner::{Runner, RunnerHandle};
 use falconer::engine::jobs::snapshot_create::CreateSnapshot;
 use falconer::engine::meta::embedded::EmbeddedStore;
 use falconer::engine::meta::etcd::EtcdStore;
-use falconer::engine::meta::{MetaRead, MetaWrite, Span, Txn, Write};
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{MetaRead, MetaWrite, MetaWriter, Span, Txn, Write};
 use falconer::engine::model::catalog::Catalog;
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::plan::execute::{Executor, Parts};
@@ -70,7 +71,10 @@ async fn cluster() -> (Etcd, World, Made) {
 fn falconer(world: &World, seed: u64) -> RunnerHandle {
     let stores = world.open(&Faults::none(), ROOT);
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: roots(),
         clock: stores.clock.clone(),
@@ -430,7 +434,7 @@ async fn after_a_suspend_no_object_is_written_on_an_old_proof() {
         let stores = world.open(&Faults::none(), ROOT);
         let clock = Arc::new(Suspended(AtomicI64::new(NOW.0)));
         let executor = Executor::new(Parts {
-            meta: stores.meta.clone(),
+            meta: MetaWriter::new(stores.meta.clone(), &Scope::root(clock.clone(), "test")),
             objects: stores.write.clone(),
             roots: roots(),
             clock: clock.clone(),
@@ -460,8 +464,9 @@ async fn after_a_suspend_no_object_is_written_on_an_old_proof() {
 async fn a_root_is_given_back_however_its_owner_was_cut_off() {
     let clock: Arc<dyn Clock> = VirtualClock::at(NOW);
     let store = Arc::new(EmbeddedStore::memory_with(clock.clone()).unwrap());
+    let scope = Scope::root(clock.clone(), "test");
     let fence = Fence::new(
-        store.clone(),
+        MetaWriter::new(store.clone(), &scope),
         clock,
         Arc::new(SeededEntropy::new(1)),
         &roots(),

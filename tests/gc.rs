@@ -20,7 +20,8 @@ use falconer::engine::jobs::gc::Gc;
 use falconer::engine::jobs::registry::Registry;
 use falconer::engine::jobs::restore::Restore;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
-use falconer::engine::meta::{Span, Txn, Write};
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{MetaWriter, Span, Txn, Write};
 use falconer::engine::model::data::Pin;
 use falconer::engine::model::gc::{self, Rule, Verdict};
 use falconer::engine::model::holds::{
@@ -41,7 +42,10 @@ use support::snapshots::{
 
 fn runner(stores: &Stores, seed: u64) -> RunnerHandle {
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: roots(),
         clock: stores.clock.clone(),

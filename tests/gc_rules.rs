@@ -24,7 +24,10 @@ use falconer::engine::jobs::references::Keeper;
 use falconer::engine::jobs::registry::Registry;
 use falconer::engine::jobs::restore_source::Reads;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
-use falconer::engine::meta::{MetaRead, MetaStatus, Page, RangeOpts, Span, WatchStream};
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{
+    MetaRead, MetaReader, MetaStatus, MetaWriter, Page, RangeOpts, Span, WatchStream,
+};
 use falconer::engine::model::gc::{self, LISTING_MS, Verdict, is_fresh};
 use falconer::engine::model::holds::{
     BuildFacts, Facts, FieldIndexFacts, FieldIndexKind, Reason, Reference, SegmentFacts,
@@ -238,7 +241,10 @@ fn the_corpus() {
 
 fn runner(stores: &Stores) -> RunnerHandle {
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: roots(),
         clock: stores.clock.clone(),
@@ -488,8 +494,9 @@ impl MetaRead for Forgetful {
     }
 }
 
-async fn look(stores: &Stores, meta: &dyn MetaRead) -> Result<Scan> {
+async fn look(stores: &Stores, meta: Arc<dyn MetaRead>) -> Result<Scan> {
     let roots = roots();
+    let meta = &MetaReader::new(meta, &Scope::root(stores.clock.clone(), "test"));
     let reads = Reads {
         meta,
         objects: &stores.read,
@@ -512,9 +519,9 @@ async fn a_scan_over_compacted_history_begins_anew_and_not_for_ever() {
         inner: stores.meta.clone(),
         times: times.into(),
     };
-    let found = look(&stores, &forgetful(3)).await.unwrap();
+    let found = look(&stores, Arc::new(forgetful(3))).await.unwrap();
     assert!(found.world.segments.len() > 50);
-    let e = look(&stores, &forgetful(100)).await.unwrap_err();
+    let e = look(&stores, Arc::new(forgetful(100))).await.unwrap_err();
     assert_eq!(e.kind(), ErrorKind::Compacted);
 }
 
@@ -684,7 +691,7 @@ async fn check(random: &Random) {
     let world = seed.world();
     shape(&world, *of, made, random).await;
     let stores = world.open(&Faults::none(), ROOT);
-    let then = look(&stores, &*stores.meta).await.unwrap();
+    let then = look(&stores, stores.meta.clone()).await.unwrap();
     let before: (BTreeMap<String, Bytes>, BTreeMap<String, Bytes>) = (
         all(&*world.meta, "by-dev/").await,
         objects(&*world.objects).await,

@@ -21,9 +21,10 @@ use falconer::engine::jobs::registry::Registry;
 use falconer::engine::jobs::restore_source::Reads;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
 use falconer::engine::meta::embedded::EmbeddedStore;
+use falconer::engine::meta::scope::Scope;
 use falconer::engine::meta::{
-    Limits, MetaRead, MetaStatus, MetaWrite, Outcome, Page, RangeOpts, Span, Txn, WatchStream,
-    Write,
+    Limits, MetaRead, MetaReader, MetaStatus, MetaWrite, MetaWriter, Outcome, Page, RangeOpts,
+    Span, Txn, WatchStream, Write,
 };
 use falconer::engine::model::holds::Tolerances;
 use falconer::engine::model::jobs::{JobInfo, JobState};
@@ -41,7 +42,10 @@ use support::snapshots::{
 fn runner(world: &World) -> RunnerHandle {
     let stores = world.open(&Faults::none(), ROOT);
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: roots(),
         clock: stores.clock.clone(),
@@ -302,8 +306,9 @@ async fn a_scan_is_of_one_revision() {
     let meta = Meddler::on(Arc::new(store), Box::new(|_| None), hook);
     let stores = whole.open(&Faults::none(), ROOT);
     let roots = roots();
+    let read = MetaReader::new(meta.clone(), &Scope::root(stores.clock.clone(), "test"));
     let reads = Reads {
-        meta: &*meta,
+        meta: &read,
         objects: &stores.read,
         roots: &roots,
     };

@@ -19,7 +19,8 @@ use falconer::engine::ids::{
 use falconer::engine::jobs::gc::Gc;
 use falconer::engine::jobs::registry::Registry;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
-use falconer::engine::meta::{Span, Txn, Write};
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{MetaWriter, Span, Txn, Write};
 use falconer::engine::model::data::Pin;
 use falconer::engine::model::gc::{Rule, Verdict};
 use falconer::engine::model::holds::{Facts, Reason, Reference, SegmentFacts, SnapshotFacts, Work};
@@ -41,7 +42,10 @@ const OVER: std::ops::Range<i64> = 100..160;
 
 fn runner(stores: &Stores) -> RunnerHandle {
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: roots(),
         clock: stores.clock.clone(),

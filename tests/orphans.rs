@@ -28,7 +28,8 @@ use falconer::engine::jobs::registry::Registry;
 use falconer::engine::jobs::restore_source::Reads;
 use falconer::engine::jobs::runner::{Applied, Runner, RunnerHandle};
 use falconer::engine::meta::etcd::EtcdStore;
-use falconer::engine::meta::{MetaWrite, Span};
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{MetaWrite, MetaWriter, Span};
 use falconer::engine::model::facts::{Tolerances, Work};
 use falconer::engine::model::holds::{Hold, Reason};
 use falconer::engine::model::jobs::{JobInfo, JobState};
@@ -383,7 +384,10 @@ fn every_class_goes_by_its_rule_and_stays_for_every_reason() {
 
 fn runner(stores: &Stores, seed: u64) -> RunnerHandle {
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: roots(),
         clock: stores.clock.clone(),
@@ -860,8 +864,9 @@ async fn owners_and_holds_are_read_again_before_a_batch() {
     let world = old(lab_world().await);
     let stores = world.open(&Faults::none(), ROOT);
     let roots = roots();
+    let meta = stores.reader();
     let reads = Reads {
-        meta: &*stores.meta,
+        meta: &meta,
         objects: &stores.read,
         roots: &roots,
     };
@@ -1342,7 +1347,10 @@ async fn a_restore_under_way_keeps_what_it_has_copied() {
     let before = every(&*world.objects).await;
     let stores = world.open(&Faults::none(), ROOT);
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: roots(),
         clock: stores.clock.clone(),
@@ -1375,8 +1383,9 @@ async fn a_restore_under_way_keeps_what_it_has_copied() {
     assert!(copies.len() > 2, "{copies:?}");
 
     let roots = roots();
+    let meta = stores.reader();
     let reads = Reads {
-        meta: &*stores.meta,
+        meta: &meta,
         objects: &stores.read,
         roots: &roots,
     };
@@ -1425,7 +1434,10 @@ async fn nothing_newer_than_the_metadata_is_an_orphan() {
     let world = seed.world();
     let stores = world.open(&Faults::none(), ROOT);
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: roots(),
         clock: stores.clock.clone(),
@@ -1480,8 +1492,9 @@ async fn nothing_newer_than_the_metadata_is_an_orphan() {
 /// What the doctor says of what lies aside.
 async fn aside_check(world: &World) -> Check {
     let stores = world.open(&Faults::none(), ROOT);
+    let meta = world.reader();
     let patient = Patient {
-        meta: &*world.meta,
+        meta: &meta,
         objects: Some(&stores.read),
         roots: &falconer::engine::profile::Roots::default(),
         clock: &*stores.clock,

@@ -27,7 +27,8 @@ use falconer::engine::jobs::snapshot_notes;
 use falconer::engine::jobs::snapshot_pin::PinSnapshot;
 use falconer::engine::jobs::snapshot_unpin::UnpinSnapshot;
 use falconer::engine::jobs::snapshot_verify::VerifySnapshot;
-use falconer::engine::meta::{MetaWrite, Span, Txn, Write};
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{MetaReader, MetaWrite, MetaWriter, Span, Txn, Write};
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::plan::execute::{Executor, Parts};
 use falconer::engine::plan::journal::Keys;
@@ -74,7 +75,10 @@ async fn collection_of_seed(world: &World) -> (falconer::engine::ids::DbId, Coll
 
 fn runner(stores: &Stores) -> RunnerHandle {
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: Roots::default(),
         clock: stores.clock.clone(),
@@ -215,7 +219,7 @@ async fn a_pin_survives_every_fault() {
         assert!(id > 0, "{label}: {id}");
         let left = info.pin_expire_at_ms[&id] - world.clock.now().0;
         assert!((0..=7_200_000).contains(&left), "{label}: {left}");
-        let held = pins::held(&*world.meta, &roots(), &info).await.unwrap();
+        let held = pins::held(&world.reader(), &roots(), &info).await.unwrap();
         let By::Owner(note) = &held[0].by else {
             panic!("{label}: {held:?}");
         };
@@ -417,9 +421,13 @@ async fn a_strangers_pin_wants_the_name_typed() {
     };
     put(&*world.meta, &key, restored.encode_to_vec()).await;
     done(&runner, pin(&made, 0, "bob")).await;
-    let held = pins::held(&*world.meta, &roots(), &record(&*world.meta, &made).await)
-        .await
-        .unwrap();
+    let held = pins::held(
+        &world.reader(),
+        &roots(),
+        &record(&*world.meta, &made).await,
+    )
+    .await
+    .unwrap();
     done(&runner, unpin(&made, Some(held[0].pin.id.0))).await;
     done(&runner, Intent::DropSnapshot { snapshot: made.id }).await;
     assert!(notes(&*world.meta).await.is_empty(), "they go with it");
@@ -484,9 +492,9 @@ async fn garbage_collection_leaves_no_note() {
     runner.stop().await;
 }
 
-fn reads<'a>(stores: &'a Stores, roots: &'a Roots) -> Reads<'a> {
+fn reads<'a>(stores: &'a Stores, meta: &'a MetaReader, roots: &'a Roots) -> Reads<'a> {
     Reads {
-        meta: &*stores.meta,
+        meta,
         objects: &stores.read,
         roots,
     }
@@ -506,7 +514,8 @@ async fn what_a_drop_frees_is_what_nobody_else_needs() {
     let world = seed.world();
     let stores = world.open(&Faults::none(), ROOT);
     let roots = roots();
-    let reads = reads(&stores, &roots);
+    let meta = stores.reader();
+    let reads = reads(&stores, &meta, &roots);
     // Said once more in the test's own words: the files of a segment are those that its manifest names.
     let sizes: BTreeMap<String, u64> = objects(&*world.objects)
         .await
@@ -619,7 +628,7 @@ async fn a_verification_finds_what_is_wrong_and_keeps_it() {
     let all: Vec<(Key, SnapshotInfo)> = family(&*world.meta, Family::Snapshot).await;
     let id = SnapshotId(all[0].1.id);
     let kept = async || {
-        let notes = snapshot_notes::read(&*world.meta, &Keys::new(&roots()), id).await;
+        let notes = snapshot_notes::read(&world.reader(), &Keys::new(&roots()), id).await;
         notes.unwrap()
     };
     let first = kept().await;
@@ -709,8 +718,12 @@ async fn a_snapshot_outlives_its_collection() {
     let roots = roots();
     let info = record(&*world.meta, &made).await;
     let ours = info.pin_ids[0];
-    let contents = Contents::read(&reads(&stores, &roots), info).await.unwrap();
-    let found = share(&reads(&stores, &roots), &contents).await.unwrap();
+    let contents = Contents::read(&reads(&stores, &stores.reader(), &roots), info)
+        .await
+        .unwrap();
+    let found = share(&reads(&stores, &stores.reader(), &roots), &contents)
+        .await
+        .unwrap();
     assert_eq!(found.exclusive.bytes, contents.found.bytes());
     done(
         &runner,
@@ -879,7 +892,10 @@ async fn a_create_that_was_cut_off_is_not_collected() {
     let stores = world.open(&Faults::none(), ROOT);
     // One that cannot take it up.
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: Roots::default(),
         clock: stores.clock.clone(),
@@ -935,7 +951,7 @@ async fn rows_in_memory_stay_outside_and_are_counted() {
     done(&runner, create("grows", None)).await;
     let all: Vec<(Key, SnapshotInfo)> = family(&*world.meta, Family::Snapshot).await;
     let roots = roots();
-    let contents = Contents::read(&reads(&stores, &roots), all[0].1.clone())
+    let contents = Contents::read(&reads(&stores, &stores.reader(), &roots), all[0].1.clone())
         .await
         .unwrap();
     let segments = &contents.source.segments;
@@ -1039,7 +1055,7 @@ async fn a_manifest_segment_is_inside_with_all_that_it_declares() {
     done(&runner, create("tree", None)).await;
     let all: Vec<(Key, SnapshotInfo)> = family(&*world.meta, Family::Snapshot).await;
     let (id, roots) = (SnapshotId(all[0].1.id), roots());
-    let contents = Contents::read(&reads(&stores, &roots), all[0].1.clone())
+    let contents = Contents::read(&reads(&stores, &stores.reader(), &roots), all[0].1.clone())
         .await
         .unwrap();
     for key in [&file, &data, &stats, &lob] {
@@ -1055,7 +1071,9 @@ async fn a_manifest_segment_is_inside_with_all_that_it_declares() {
     );
     assert_eq!(kinds["storage_manifest"].files, 1);
     // Shared by a partition: live segments have it, as far as anybody can tell.
-    let found = share(&reads(&stores, &roots), &contents).await.unwrap();
+    let found = share(&reads(&stores, &stores.reader(), &roots), &contents)
+        .await
+        .unwrap();
     assert_eq!(found.exclusive, Tally::default());
     delete(&world, &Path::from(lob.as_str())).await;
     let verify = Intent::VerifySnapshot {

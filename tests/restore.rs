@@ -22,8 +22,10 @@ use falconer::engine::ids::{CollectionId, DbId, JobId, MetaRev, SnapshotId};
 use falconer::engine::jobs::registry::Registry;
 use falconer::engine::jobs::restore::Restore;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
+use falconer::engine::meta::scope::Scope;
 use falconer::engine::meta::{
-    Limits, MetaRead, MetaStatus, MetaWrite, Outcome, Page, RangeOpts, Span, Txn, WatchStream,
+    Limits, MetaRead, MetaStatus, MetaWrite, MetaWriter, Outcome, Page, RangeOpts, Span, Txn,
+    WatchStream,
 };
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::plan::execute::{Executor, Parts};
@@ -39,7 +41,10 @@ use support::snapshots::{
 
 fn executor(stores: &Stores, seed: u64) -> Arc<Executor> {
     Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: roots(),
         clock: stores.clock.clone(),

@@ -28,7 +28,8 @@ use falconer::engine::jobs::restore::Restore;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
 use falconer::engine::jobs::snapshot_create::CreateSnapshot;
 use falconer::engine::jobs::snapshot_verify::VerifySnapshot;
-use falconer::engine::meta::{Txn, Write};
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{MetaWriter, Txn, Write};
 use falconer::engine::model::facts::Reference;
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::model::references::{Collecting, Extent, Record};
@@ -58,7 +59,10 @@ const SNAPSHOT: i64 = 470_660_334_431_990_001;
 
 fn runner(stores: &Stores, seed: u64, keeper: &Keeper) -> RunnerHandle {
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: roots(),
         clock: stores.clock.clone(),

@@ -23,8 +23,9 @@ use falconer::engine::jobs::registry::Registry;
 use falconer::engine::jobs::restore::Restore;
 use falconer::engine::jobs::restore_map::{Given, Source, draw};
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
-use falconer::engine::meta::Span;
 use falconer::engine::meta::embedded::EmbeddedStore;
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{MetaWriter, Span};
 use falconer::engine::model::jobs::JobState;
 use falconer::engine::plan::Intent;
 use falconer::engine::plan::execute::{Executor, Parts};
@@ -43,7 +44,10 @@ const SNAPSHOT: i64 = 470_660_334_431_990_001;
 
 fn runner(stores: &Stores, seed: u64) -> RunnerHandle {
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: roots(),
         clock: stores.clock.clone(),

@@ -15,7 +15,8 @@ use falconer::engine::jobs::cx::JobCx;
 use falconer::engine::jobs::registry::Registry;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
 use falconer::engine::jobs::{Job, Lock, Next, PlanCx};
-use falconer::engine::meta::{Cond, Limits, Span, Txn, Write};
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{Cond, Limits, MetaWriter, Span, Txn, Write};
 use falconer::engine::model::jobs::{JobInfo, JobKind, JobState};
 use falconer::engine::plan::execute::{Change, Executor, Parts};
 use falconer::engine::plan::{Danger, Intent, ObjectChange, Plan};
@@ -197,7 +198,10 @@ fn world() -> World {
 
 fn executor(stores: &Stores, seed: u64) -> Arc<Executor> {
     Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: Roots::default(),
         clock: stores.clock.clone(),

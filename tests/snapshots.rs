@@ -27,7 +27,8 @@ use falconer::engine::jobs::runner::{Runner, RunnerHandle};
 use falconer::engine::jobs::snapshot_create::{CreateSnapshot, check_name};
 use falconer::engine::jobs::snapshot_drop::DropSnapshot;
 use falconer::engine::meta::embedded::EmbeddedStore;
-use falconer::engine::meta::{KeyValue, Limits, MetaWrite, Span, Txn, Write};
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{KeyValue, Limits, MetaWrite, MetaWriter, Span, Txn, Write};
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::plan::execute::{Executor, Parts};
 use falconer::engine::plan::{Intent, Plan};
@@ -98,7 +99,10 @@ async fn lab(only: Option<i64>) -> World {
 
 fn runner(stores: &Stores) -> RunnerHandle {
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: Roots::default(),
         clock: stores.clock.clone(),
@@ -593,7 +597,10 @@ async fn what_an_open_create_makes_is_not_dropped() {
     let snapshot = SnapshotId(records[0].1.id);
     // One that cannot take the create up.
     let parts = Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: Roots::default(),
         clock: stores.clock.clone(),
@@ -743,7 +750,7 @@ async fn a_compaction_in_the_middle_is_taken_once() {
     use falconer::engine::jobs::source::Source;
     let c = small().await;
     let world = lab(Some(c)).await;
-    let mut source = Source::read(&*world.meta, &Roots::default(), CollectionId(c))
+    let mut source = Source::read(&world.reader(), &Roots::default(), CollectionId(c))
         .await
         .unwrap();
     let before = select(&source, "files").unwrap();

@@ -14,6 +14,8 @@ use falconer::engine::format::pb::data::SegmentInfo;
 use falconer::engine::ids::{JobId, SnapshotId, UnixMs};
 use falconer::engine::jobs::references::Keeper;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
+use falconer::engine::meta::MetaWriter;
+use falconer::engine::meta::scope::Scope;
 use falconer::engine::model::facts::Tolerances;
 use falconer::engine::model::jobs::{JobInfo, JobState};
 use falconer::engine::model::quarantine::DAY_MS;
@@ -33,7 +35,10 @@ const SNAPSHOT: SnapshotId = SnapshotId(470_660_334_431_990_001);
 
 fn runner(stores: &Stores) -> RunnerHandle {
     let executor = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: roots(),
         clock: stores.clock.clone(),

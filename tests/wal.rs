@@ -12,7 +12,8 @@ use std::sync::Arc;
 use falconer::engine::clock::{Clock, SeededEntropy};
 use falconer::engine::format::message::Draft;
 use falconer::engine::format::pb::messages::{FlushMessageHeader, MessageType};
-use falconer::engine::meta::MetaWrite;
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{MetaWrite, MetaWriter};
 use falconer::engine::objects::ObjectWrite;
 use falconer::engine::plan::execute::{Executor, Parts};
 use falconer::engine::profile::Roots;
@@ -27,7 +28,7 @@ pub(crate) async fn owner(
     clock: Arc<dyn Clock>,
 ) -> falconer::engine::error::Result<Arc<Executor>> {
     let executor = Executor::new(Parts {
-        meta,
+        meta: MetaWriter::new(meta, &Scope::root(clock.clone(), "test")),
         objects,
         roots: Roots::default(),
         clock,

@@ -12,7 +12,8 @@ use falconer::engine::format::pb;
 use falconer::engine::ids::{JobId, KeyPrefix, MetaKey, ObjectKey, UnixMs};
 use falconer::engine::jobs::copy::{self, CopyFile, CopyHost, Done, Ran};
 use falconer::engine::jobs::restore_plan::record_fits;
-use falconer::engine::meta::{Cond, Limits, MetaWrite, Span, Txn, Write};
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{Cond, Limits, MetaWrite, MetaWriter, Span, Txn, Write};
 use falconer::engine::objects::Origin;
 use falconer::engine::plan::execute::{Change, Executor, Parts, Who};
 use falconer::engine::plan::journal::{Audit, Keys, PreImage};
@@ -38,7 +39,10 @@ fn world_with(limits: Limits) -> World {
 
 fn executor(stores: &Stores) -> Arc<Executor> {
     Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: Roots::default(),
         clock: stores.clock.clone(),
@@ -503,7 +507,10 @@ async fn an_absent_allocator_is_made_only_in_an_embedded_root() {
     let world = world_with(ETCD);
     let stores = world.open(&Faults::none(), "files");
     let strict = Executor::new(Parts {
-        meta: stores.meta.clone(),
+        meta: MetaWriter::new(
+            stores.meta.clone(),
+            &Scope::root(stores.clock.clone(), "test"),
+        ),
         objects: stores.write.clone(),
         roots: Roots::default(),
         clock: stores.clock.clone(),

@@ -400,7 +400,7 @@ pub fn exit_code(kind: ErrorKind) -> u8 {
         ErrorKind::Invalid | ErrorKind::Config => 2,
         ErrorKind::NotFound => 3,
         ErrorKind::Conflict | ErrorKind::Fenced | ErrorKind::Busy => 4,
-        ErrorKind::Unreachable => 5,
+        ErrorKind::Unreachable | ErrorKind::DeadlineExceeded => 5,
         ErrorKind::Denied => 6,
         ErrorKind::Corrupt => 7,
         ErrorKind::OutcomeUnknown => 8,

@@ -10,7 +10,9 @@ use super::error::{Error, ErrorKind, Result};
 use super::handle::{Place, TO_WRITE};
 use super::meta::embedded::{EmbeddedReader, EmbeddedStore};
 use super::meta::etcd::EtcdStore;
-use super::meta::{MetaRead, MetaWrite};
+use super::meta::scope::Scope;
+use super::meta::scoped::Scoped;
+use super::meta::{MetaRead, MetaReader, MetaWrite, MetaWriter};
 use super::objects::{self, ObjectRead, ObjectWrite};
 use super::profile::{Access, EtcdProfile, MetaProfile, Profile};
 
@@ -18,17 +20,25 @@ use super::profile::{Access, EtcdProfile, MetaProfile, Profile};
 #[derive(Clone)]
 pub enum Meta {
     /// Read only.
-    Read(Arc<dyn MetaRead>),
+    Read(MetaReader),
     /// Also write.
-    Write(Arc<dyn MetaRead>, Arc<dyn MetaWrite>),
+    Write(MetaReader, MetaWriter),
 }
 
 impl Meta {
-    /// The right to read.
+    fn of(read: Arc<dyn MetaRead>, scope: &Scope) -> Self {
+        Self::Read(Scoped::new(read, scope))
+    }
+
+    fn both(read: Arc<dyn MetaRead>, write: Arc<dyn MetaWrite>, scope: &Scope) -> Self {
+        Self::Write(Scoped::new(read, scope), Scoped::new(write, scope))
+    }
+
+    /// The right to read, on behalf of `scope`.
     #[must_use]
-    pub fn read(&self) -> Arc<dyn MetaRead> {
+    pub fn read(&self, scope: &Scope) -> MetaReader {
         match self {
-            Self::Read(read) | Self::Write(read, _) => read.clone(),
+            Self::Read(read) | Self::Write(read, _) => read.within(scope),
         }
     }
 }
@@ -60,7 +70,7 @@ pub enum Source {
     /// Open, and followed.
     Open(Meta),
     /// Will not change.
-    Fixed(Arc<dyn MetaRead>),
+    Fixed(MetaReader),
     /// To be connected.
     Etcd(EtcdProfile, Access),
 }
@@ -79,7 +89,12 @@ pub struct Attached {
 
 /// Opens what can be opened without a network; blocks for a few milliseconds on a file, longer on a large dump. A metadata file that
 /// another process has open is `Busy`, or with `along` read along with it.
-pub fn attach(profile: &Profile, clock: &Arc<dyn Clock>, along: bool) -> Result<Attached> {
+pub fn attach(
+    profile: &Profile,
+    clock: &Arc<dyn Clock>,
+    scope: &Scope,
+    along: bool,
+) -> Result<Attached> {
     let roots = &profile.roots;
     let under = [roots.root.as_str(), roots.meta.as_str()]
         .into_iter()
@@ -93,7 +108,7 @@ pub fn attach(profile: &Profile, clock: &Arc<dyn Clock>, along: bool) -> Result<
     };
     let (source, attach, meta, is_embedded) = match &profile.meta {
         MetaProfile::Embedded { file } => {
-            let opened = embedded(file, profile.access, clock, along)?;
+            let opened = embedded(file, profile.access, clock, scope, along)?;
             if let Some(held) = opened.1 {
                 read_only = Some(held.without_fix().to_string());
                 to_write = "give the order to that process, or end it";
@@ -103,7 +118,7 @@ pub fn attach(profile: &Profile, clock: &Arc<dyn Clock>, along: bool) -> Result<
         }
         MetaProfile::Memory => {
             let store = EmbeddedStore::memory_with(clock.clone())?;
-            let meta = of_store(store, profile.access)?;
+            let meta = of_store(store, profile.access, scope)?;
             (
                 Source::Open(meta),
                 "embedded",
@@ -120,7 +135,12 @@ pub fn attach(profile: &Profile, clock: &Arc<dyn Clock>, along: bool) -> Result<
             let store = EmbeddedReader::dump(&dump::read(file)?, None)?;
             read_only = Some("a dump is read-only".to_owned());
             let text = format!("dump {} {under}", file.display());
-            (Source::Fixed(Arc::new(store)), "dump", text, false)
+            (
+                Source::Fixed(Scoped::new(Arc::new(store), scope)),
+                "dump",
+                text,
+                false,
+            )
         }
     };
     let objects = match &profile.objects {
@@ -161,36 +181,43 @@ fn embedded(
     file: &Path,
     access: Access,
     clock: &Arc<dyn Clock>,
+    scope: &Scope,
     along: bool,
 ) -> Result<(Meta, Option<Error>)> {
     if access == Access::ReadOnly {
         let reader = EmbeddedReader::open_file(file, clock.clone())?;
-        return Ok((Meta::Read(Arc::new(reader)), None));
+        return Ok((Meta::of(Arc::new(reader), scope), None));
     }
     match EmbeddedStore::open_file(file, clock.clone()) {
-        Ok(store) => Ok((of_store(store, access)?, None)),
+        Ok(store) => Ok((of_store(store, access, scope)?, None)),
         Err(e) if e.kind() == ErrorKind::Busy && along => {
             let reader = EmbeddedReader::open_file(file, clock.clone())?;
-            Ok((Meta::Read(Arc::new(reader)), Some(e)))
+            Ok((Meta::of(Arc::new(reader), scope), Some(e)))
         }
         Err(e) => Err(e),
     }
 }
 
-fn of_store(store: EmbeddedStore, access: Access) -> Result<Meta> {
+fn of_store(store: EmbeddedStore, access: Access, scope: &Scope) -> Result<Meta> {
     let reader: Arc<dyn MetaRead> = Arc::new(store.reader()?);
     Ok(match access {
-        Access::ReadOnly => Meta::Read(reader),
-        Access::ReadWrite => Meta::Write(reader, Arc::new(store)),
+        Access::ReadOnly => Meta::of(reader, scope),
+        Access::ReadWrite => Meta::both(reader, Arc::new(store), scope),
     })
 }
 
 /// Connects to etcd once.
-pub async fn connect(etcd: &EtcdProfile, access: Access, clock: &Arc<dyn Clock>) -> Result<Meta> {
-    let store = EtcdStore::connect(etcd, clock.clone()).await?;
+pub async fn connect(
+    etcd: &EtcdProfile,
+    access: Access,
+    clock: &Arc<dyn Clock>,
+    scope: &Scope,
+) -> Result<Meta> {
+    let store = EtcdStore::connect(etcd, clock.clone());
+    let store = scope.wait(store).await??;
     Ok(match access {
-        Access::ReadOnly => Meta::Read(Arc::new(store)),
-        Access::ReadWrite => Meta::Write(Arc::new(store.clone()), Arc::new(store)),
+        Access::ReadOnly => Meta::of(Arc::new(store), scope),
+        Access::ReadWrite => Meta::both(Arc::new(store.clone()), Arc::new(store), scope),
     })
 }
 

@@ -6,8 +6,10 @@ use super::Engine;
 use super::clock::Clock;
 use super::error::Result;
 use super::ids::KeyPrefix;
+use super::meta::Span;
 use super::meta::etcd::EtcdStore;
-use super::meta::{MetaRead, Span};
+use super::meta::scope::Scope;
+use super::meta::scoped::Scoped;
 use super::profile::{MetaProfile, Profile};
 
 impl Engine {
@@ -20,7 +22,9 @@ impl Engine {
         let MetaProfile::Etcd(etcd) = &profile.meta else {
             return Ok(Vec::new());
         };
+        let scope = Scope::root(clock.clone(), "reading the cluster's configuration");
         let store = EtcdStore::connect(etcd, clock).await?;
+        let store = Scoped::new(Arc::new(store), &scope);
         let prefix = KeyPrefix::new(prefix);
         let page = store.range_all(&Span::prefix(&prefix)).await?;
         let pair = |kv: super::meta::KeyValue| {

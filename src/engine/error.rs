@@ -65,6 +65,8 @@ pub enum ErrorKind {
     Unsupported,
     /// Stopped on request.
     Cancelled,
+    /// The time that the caller itself gave is over, and nothing was changed. A store that is too slow is `Unreachable`.
+    DeadlineExceeded,
     /// A defect of Falconer.
     Internal,
 }

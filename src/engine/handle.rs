@@ -122,6 +122,28 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// What is asked for, as the list of calls names it.
+    #[must_use]
+    pub fn words(&self) -> &'static str {
+        match self {
+            Self::Plan(_) => "plan",
+            Self::Apply { .. } => "apply",
+            Self::Cancel(_) => "cancel a job",
+            Self::Retry(_) => "retry a job",
+            Self::Throttle(..) => "throttle a job",
+            Self::Pace(..) => "pace a job",
+            Self::Parallel(..) => "copies at once of a job",
+            Self::Raw(_) => "one key",
+            Self::SnapshotDetail(_) => "one snapshot",
+            Self::SnapshotPins(_) => "pins",
+            Self::SnapshotVerify { .. } => "verify a snapshot",
+            Self::Quarantine(_) => "quarantine",
+            Self::Doctor { .. } => "doctor",
+        }
+    }
+}
+
 /// An answer.
 #[derive(Clone, Debug)]
 pub enum Reply {
@@ -144,6 +166,8 @@ pub enum Reply {
 pub struct Envelope {
     /// What is asked.
     pub request: Request,
+    /// The caller's own limit: later the answer is [`ErrorKind::DeadlineExceeded`].
+    pub within: Option<Duration>,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Result<Reply>>,
 }
@@ -195,12 +219,25 @@ pub const TO_WRITE: &str =
 impl Handle {
     /// Asks and waits for the answer.
     pub async fn request(&self, request: Request) -> Result<Reply> {
+        self.ask(request, None).await
+    }
+
+    /// The same for so long at most.
+    pub async fn request_within(&self, request: Request, limit: Duration) -> Result<Reply> {
+        self.ask(request, Some(limit)).await
+    }
+
+    async fn ask(&self, request: Request, within: Option<Duration>) -> Result<Reply> {
         let (reply, answer) = oneshot::channel();
         let gone = || {
             Error::new(ErrorKind::Internal, "the engine has stopped").fix("start Falconer again")
         };
         self.requests
-            .send(Envelope { request, reply })
+            .send(Envelope {
+                request,
+                within,
+                reply,
+            })
             .await
             .map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?

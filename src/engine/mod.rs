@@ -40,6 +40,7 @@ use jobs::runner::{Runner, RunnerHandle, look_on};
 use live::{Live, Shown};
 use meta::Span;
 use meta::reflector::Reflector;
+use meta::scope::{DETACHED, Scope};
 use model::broadcast::BroadcastsView;
 use model::catalog::Catalog;
 use model::facts::Tolerances;
@@ -73,6 +74,7 @@ struct World {
     is_embedded: bool,
     keeper: Keeper,
     tolerances: Tolerances,
+    scope: Scope,
 }
 
 impl Engine {
@@ -86,7 +88,8 @@ impl Engine {
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
     ) -> Result<Handle> {
-        let attached = Self::attach(&profile, &clock).await?;
+        let scope = Scope::root(clock.clone(), "engine");
+        let attached = Self::attach(&profile, &clock, &scope).await?;
         let Attached {
             source,
             objects,
@@ -119,6 +122,7 @@ impl Engine {
             is_embedded,
             keeper,
             tolerances: profile.gc,
+            scope,
         };
         tokio::spawn(world.run(source, asked));
         Ok(Handle {
@@ -137,14 +141,14 @@ impl Engine {
 
 impl Engine {
     /// A process that ends gives its file back a moment later than its answer: a busy file is asked for again, for a second.
-    async fn attach(profile: &Profile, clock: &Arc<dyn Clock>) -> Result<Attached> {
+    async fn attach(profile: &Profile, clock: &Arc<dyn Clock>, scope: &Scope) -> Result<Attached> {
         let begun = clock.mono();
         loop {
             let along = clock.mono().saturating_sub(begun) >= HANDOVER.0;
             let attached = {
-                let (profile, clock) = (profile.clone(), clock.clone());
+                let (profile, clock, scope) = (profile.clone(), clock.clone(), scope.clone());
                 // Files and dumps block; the runtime must not.
-                tokio::task::spawn_blocking(move || attach::attach(&profile, &clock, along))
+                tokio::task::spawn_blocking(move || attach::attach(&profile, &clock, &scope, along))
             };
             match attached.await {
                 Ok(Err(e)) if e.kind() == error::ErrorKind::Busy && !along => {}
@@ -197,7 +201,8 @@ impl World {
         };
         let clock = self.shown.clock.clone();
         let entropy = self.entropy.clone();
-        let reflector = Reflector::new(meta.read(), span(&self.roots), clock, entropy);
+        let followed = self.scope.child("loop: following the metadata");
+        let reflector = Reflector::new(meta.read(&followed), span(&self.roots), clock, entropy);
         let live = Live::new(self.shown.clone(), self.roots.clone());
         let following = tokio::spawn(live.follow(reflector.start()));
         let references = self.follow_references();
@@ -229,10 +234,11 @@ impl World {
     /// Connects, trying again for as long as somebody waits.
     async fn connect(&self, etcd: &profile::EtcdProfile, access: Access) -> Meta {
         let clock = &self.shown.clock;
+        let scope = self.scope.child("loop: connecting");
         let mut attempt = 1u32;
         let mut pause = PAUSE.0;
         loop {
-            match attach::connect(etcd, access, clock).await {
+            match attach::connect(etcd, access, clock, &scope).await {
                 Ok(meta) => return meta,
                 Err(why) => {
                     attempt = attempt.saturating_add(1);
@@ -253,7 +259,8 @@ impl World {
 
     async fn serve(self, meta: Meta, asked: mpsc::Receiver<Envelope>) {
         let runner = self.runner(&meta);
-        let reader = meta.read();
+        let scope = self.scope.clone();
+        let reader = meta.read(&scope);
         let server = Server {
             planner: Planner::new(
                 reader.clone(),
@@ -262,7 +269,7 @@ impl World {
                 self.shown.clock.clone(),
                 self.registry(),
             ),
-            meta,
+            meta: reader.clone(),
             objects: self.objects.clone(),
             roots: self.roots.clone(),
             clock: self.shown.clock.clone(),
@@ -284,6 +291,7 @@ impl World {
         if let Some(runner) = runner {
             runner.stop().await;
         }
+        scope.stop(DETACHED).await;
     }
 
     /// What can be planned, and run where writing is allowed.
@@ -297,7 +305,7 @@ impl World {
             return None;
         };
         let executor = Executor::new(Parts {
-            meta: meta.clone(),
+            meta: meta.within(&self.scope),
             objects: objects.clone(),
             roots: self.roots.clone(),
             clock: self.shown.clock.clone(),

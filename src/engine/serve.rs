@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 
-use super::attach::{Meta, Objects, not_connected};
+use super::attach::{Objects, not_connected};
 use super::clock::Clock;
 use super::doctor::{self, Patient};
 use super::error::{Error, ErrorKind, Result};
@@ -17,6 +17,8 @@ use super::ids::{JobId, MetaKey, MetaRev};
 use super::jobs::planner::Planner;
 use super::jobs::quarantine;
 use super::jobs::runner::{Applied, RunnerHandle};
+use super::meta::MetaReader;
+use super::meta::scope::Scope;
 use super::model::catalog::Catalog;
 use super::plan::journal::Order;
 use super::profile::Roots;
@@ -27,8 +29,8 @@ const AT_ONCE: usize = 32;
 /// What answers are made from.
 #[derive(Clone)]
 pub struct Server {
-    /// Metadata.
-    pub meta: Meta,
+    /// Metadata, bound to the scope of whoever asks.
+    pub meta: MetaReader,
     /// Objects.
     pub objects: Objects,
     /// Key roots.
@@ -46,14 +48,36 @@ pub struct Server {
 }
 
 impl Server {
+    /// The same on behalf of another.
+    fn within(&self, scope: &Scope) -> Self {
+        Self {
+            meta: self.meta.within(scope),
+            planner: self.planner.within(scope),
+            runner: self.runner.as_ref().map(|r| r.within(scope)),
+            ..self.clone()
+        }
+    }
+
     /// Answers until every client is gone.
     pub async fn run(self, mut requests: mpsc::Receiver<Envelope>) {
         let free = Arc::new(tokio::sync::Semaphore::new(AT_ONCE));
-        while let Some(Envelope { request, mut reply }) = requests.recv().await {
+        let mut number = 0_u64;
+        while let Some(envelope) = requests.recv().await {
+            let Envelope {
+                request,
+                within,
+                mut reply,
+            } = envelope;
             let Ok(permit) = free.clone().acquire_owned().await else {
                 return;
             };
-            let me = self.clone();
+            number += 1;
+            let name = format!("request {number}: {}", request.words());
+            let mut scope = self.meta.scope().child(name);
+            if let Some(limit) = within {
+                scope = scope.at_most(limit);
+            }
+            let me = self.within(&scope);
             tokio::spawn(async move {
                 // A client that has gone away wants no answer: what was only a question ends with it.
                 let is_question = !matches!(
@@ -67,7 +91,7 @@ impl Server {
                 );
                 let answer = tokio::select! {
                     biased;
-                    () = reply.closed(), if is_question => return,
+                    () = reply.closed(), if is_question => return scope.cancel(),
                     answer = me.answer(request) => answer,
                 };
                 // The client may be gone by now; there is nobody left to tell.
@@ -94,8 +118,7 @@ impl Server {
             }
             Request::Quarantine(job) => {
                 let objects = self.objects.read().ok_or_else(no_bucket)?;
-                let meta = self.meta.read();
-                let tree = quarantine::tree(&*meta, objects, &self.roots, job).await?;
+                let tree = quarantine::tree(&self.meta, objects, &self.roots, job).await?;
                 Ok(Reply::Tree(Arc::new(tree)))
             }
             Request::Doctor { deep } => self.doctor(deep).await,
@@ -139,9 +162,8 @@ impl Server {
     }
 
     async fn doctor(&self, deep: bool) -> Result<Reply> {
-        let meta = self.meta.read();
         let patient = Patient {
-            meta: &*meta,
+            meta: &self.meta,
             objects: self.objects.read(),
             roots: &self.roots,
             clock: &*self.clock,
@@ -158,7 +180,7 @@ impl Server {
     }
 
     async fn raw(&self, key: MetaKey) -> Result<RawValue> {
-        let found = self.meta.read().get(&key).await?;
+        let found = self.meta.get(&key).await?;
         let parsed = Key::parse(&self.roots, &key.0);
         let family = match &parsed {
             ParsedKey::Known(key) => match key.codec() {

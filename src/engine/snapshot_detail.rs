@@ -28,12 +28,12 @@ fn missing(id: SnapshotId) -> Error {
 
 /// The answer to [`Request::SnapshotDetail`](super::handle::Request::SnapshotDetail).
 pub async fn tree(server: &Server, id: SnapshotId) -> Result<Value> {
-    let meta = server.meta.read();
-    let (_, record) = find_snapshot(&*meta, &server.roots, id)
+    let meta = server.meta.clone();
+    let (_, record) = find_snapshot(&meta, &server.roots, id)
         .await?
         .ok_or_else(|| missing(id))?;
-    let notes = snapshot_notes::read(&*meta, &Keys::new(&server.roots), id).await?;
-    let held = pins::held(&*meta, &server.roots, &record).await?;
+    let notes = snapshot_notes::read(&meta, &Keys::new(&server.roots), id).await?;
+    let held = pins::held(&meta, &server.roots, &record).await?;
     let now = server.clock.now();
     let objects = server.objects.read();
     let since = since(objects, &record, &notes).await;
@@ -66,7 +66,7 @@ pub async fn tree(server: &Server, id: SnapshotId) -> Result<Value> {
         None => json!({ "problem": "no bucket is configured, so its files cannot be read" }),
         Some(objects) => {
             let reads = Reads {
-                meta: &*meta,
+                meta: &meta,
                 objects,
                 roots: &server.roots,
             };
@@ -212,20 +212,20 @@ fn frees(contents: &Contents, share: &Share) -> Value {
 
 /// The answer to [`Request::SnapshotPins`](super::handle::Request::SnapshotPins): every pin of one snapshot, or of all.
 pub async fn pins(server: &Server, id: Option<SnapshotId>) -> Result<Value> {
-    let meta = server.meta.read();
+    let meta = server.meta.clone();
     let infos: Vec<SnapshotInfo> = if let Some(id) = id {
-        let found = find_snapshot(&*meta, &server.roots, id).await?;
+        let found = find_snapshot(&meta, &server.roots, id).await?;
         vec![found.ok_or_else(|| missing(id))?.1]
     } else {
-        let all = family_of::<SnapshotInfo>(&*meta, &server.roots, Family::Snapshot).await?;
+        let all = family_of::<SnapshotInfo>(&meta, &server.roots, Family::Snapshot).await?;
         all.into_iter().map(|(_, info)| info).collect()
     };
     let now = server.clock.now();
     let catalog = server.catalog.borrow().clone();
-    let pinners = Pinners::read(&*meta, &server.roots).await?;
+    let pinners = Pinners::read(&meta, &server.roots).await?;
     let mut out = Vec::new();
     for info in infos.iter().filter(|info| !info.pin_ids.is_empty()) {
-        for held in pinners.held(&*meta, &server.roots, info).await? {
+        for held in pinners.held(&meta, &server.roots, info).await? {
             let mut row = Map::new();
             row.insert("snapshot".into(), info.name.clone().into());
             row.insert("snapshot_id".into(), info.id.to_string().into());
@@ -243,8 +243,8 @@ pub async fn pins(server: &Server, id: Option<SnapshotId>) -> Result<Value> {
 /// The answer to [`Request::SnapshotVerify`](super::handle::Request::SnapshotVerify): the same look that the job takes, its result
 /// kept nowhere.
 pub async fn verify(server: &Server, id: SnapshotId, deep: bool) -> Result<Value> {
-    let meta = server.meta.read();
-    let (_, info) = find_snapshot(&*meta, &server.roots, id)
+    let meta = server.meta.clone();
+    let (_, info) = find_snapshot(&meta, &server.roots, id)
         .await?
         .ok_or_else(|| missing(id))?;
     if let Some(why) = snapshot_verify::unfinished(&info) {
@@ -262,7 +262,7 @@ pub async fn verify(server: &Server, id: SnapshotId, deep: bool) -> Result<Value
         .fix("name the bucket too, e.g. --bucket s3://NAME/ROOT or --bucket file:///FOLDER")
     })?;
     let reads = Reads {
-        meta: &*meta,
+        meta: &meta,
         objects,
         roots: &server.roots,
     };

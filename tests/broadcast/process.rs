@@ -16,7 +16,8 @@ use falconer::engine::format::pb::messages::{
 };
 use falconer::engine::format::pb::msg::MsgPosition;
 use falconer::engine::ids::{JobId, MessageId, MetaKey, Tso, VChannel};
-use falconer::engine::meta::{MetaWrite, Write};
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{MetaWrite, MetaWriter, Write};
 use falconer::engine::model::broadcast::{Resource, ResourceKeys, TombstoneLimits};
 use falconer::engine::objects::ObjectWrite;
 use falconer::engine::plan::execute::{Change, Executor, Parts as ExecutorParts, Who};
@@ -162,7 +163,7 @@ impl Process {
         book: &Shared,
     ) -> Result<Self> {
         let executor = Executor::new(ExecutorParts {
-            meta,
+            meta: MetaWriter::new(meta, &Scope::root(clock.clone(), "test")),
             objects,
             roots: Roots::default(),
             clock,

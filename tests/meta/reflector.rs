@@ -12,9 +12,10 @@ use falconer::engine::ids::{KeyPrefix, MetaKey, MetaRev, UnixMs};
 use falconer::engine::meta::embedded::EmbeddedStore;
 use falconer::engine::meta::etcd::EtcdStore;
 use falconer::engine::meta::reflector::{Reflector, ReflectorEvent};
+use falconer::engine::meta::scope::Scope;
 use falconer::engine::meta::{
-    Event, KeyValue, MetaRead, MetaStatus, MetaWrite, Page, RangeOpts, Span, Txn, WatchBatch,
-    WatchStream, Write,
+    Event, KeyValue, MetaRead, MetaReader, MetaStatus, MetaWrite, Page, RangeOpts, Span, Txn,
+    WatchBatch, WatchStream, Write,
 };
 use falconer::engine::profile::EtcdProfile;
 use futures::{StreamExt, stream};
@@ -284,7 +285,7 @@ async fn survives(seed: u64, faults: Faults, initial: u32, writes: u32, page: us
     scripted.faults_left.store(30, Ordering::SeqCst);
     scripted.writes_left.store(writes, Ordering::SeqCst);
     let mut events = Reflector::new(
-        Arc::new(Source(scripted.clone())),
+        bound(Arc::new(Source(scripted.clone()))),
         rows(),
         Arc::new(ManualClock::at(UnixMs(1_700_000_000_000))),
         Arc::new(SeededEntropy::new(seed)),
@@ -408,7 +409,18 @@ async fn until(
 
 fn reflector(source: Arc<dyn MetaRead>) -> Receiver<ReflectorEvent> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    Reflector::new(source, rows(), clock, Arc::new(SeededEntropy::new(1))).start()
+    Reflector::new(
+        bound(source),
+        rows(),
+        clock,
+        Arc::new(SeededEntropy::new(1)),
+    )
+    .start()
+}
+
+fn bound(source: Arc<dyn MetaRead>) -> MetaReader {
+    let clock = Arc::new(SystemClock::new());
+    MetaReader::new(source, &Scope::root(clock, "test"))
 }
 
 #[tokio::test]

@@ -13,8 +13,10 @@ use bytes::Bytes;
 use falconer::engine::clock::Clock;
 use falconer::engine::error::{Error, ErrorKind, Result};
 use falconer::engine::ids::{MetaRev, UnixMs};
+use falconer::engine::meta::scope::Scope;
 use falconer::engine::meta::{
-    Limits, MetaRead, MetaStatus, MetaWrite, Outcome, Page, RangeOpts, Span, Txn, WatchStream,
+    Limits, MetaRead, MetaReader, MetaStatus, MetaWrite, Outcome, Page, RangeOpts, Span, Txn,
+    WatchStream,
 };
 use falconer::engine::objects::{ObjectRead, ObjectWrite, from_store};
 use futures::future::BoxFuture;
@@ -457,6 +459,13 @@ pub struct Stores {
     pub faults: Arc<Faults>,
 }
 
+impl Stores {
+    /// The metadata behind the script.
+    pub fn reader(&self) -> MetaReader {
+        MetaReader::new(self.meta.clone(), &Scope::root(self.clock.clone(), "test"))
+    }
+}
+
 impl World {
     pub fn new(meta: Arc<dyn MetaWrite>, objects: Arc<dyn ObjectStore>, now: UnixMs) -> Self {
         Self {
@@ -482,6 +491,11 @@ impl World {
             clock: self.clock.clone(),
             faults: faults.clone(),
         }
+    }
+
+    /// The metadata as a reader sees it that nothing goes wrong for.
+    pub fn reader(&self) -> MetaReader {
+        MetaReader::new(self.meta.clone(), &Scope::root(self.clock.clone(), "test"))
     }
 
     /// The time in it.

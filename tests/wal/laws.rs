@@ -10,7 +10,8 @@ use falconer::engine::format::pb::streaming::{PChannelMeta, PChannelMetaState};
 use falconer::engine::ids::{KeyPrefix, MessageId, ObjectKey, UnixMs};
 use falconer::engine::meta::embedded::EmbeddedStore;
 use falconer::engine::meta::etcd::EtcdStore;
-use falconer::engine::meta::{MetaRead, MetaWrite, Span, Txn, Write};
+use falconer::engine::meta::scope::Scope;
+use falconer::engine::meta::{MetaRead, MetaWrite, MetaWriter, Span, Txn, Write};
 use falconer::engine::objects::{ObjectWrite, PutMode, from_store};
 use falconer::engine::profile::Roots;
 use falconer::engine::wal::log::Log;
@@ -22,8 +23,10 @@ use object_store::memory::InMemory;
 use prost::Message as _;
 
 use crate::support::faults::VirtualClock;
+use crate::support::mem::MemStore;
 use crate::support::s3;
 use crate::support::servers::{Etcd, EtcdVersion};
+use crate::support::snapshots::ETCD;
 use crate::{PCHANNEL, draft, owner};
 
 const FOLDER: &str = "files/falconer/by-dev/wal/by-dev-rootcoord-dml_0";
@@ -225,7 +228,7 @@ async fn on_real_etcd_and_s3() {
 
 #[tokio::test(start_paused = true)]
 async fn a_clock_that_goes_back_gives_no_smaller_tick() {
-    let meta: Arc<dyn MetaWrite> = Arc::new(EmbeddedStore::memory().unwrap());
+    let meta: Arc<dyn MetaWrite> = Arc::new(MemStore::new(ETCD));
     let (_, objects) = from_store(Arc::new(InMemory::new()), "files");
     let mut last = None;
     for now in [1_790_000_000_000, 1_600_000_000_000, 1_790_000_000_001] {
@@ -258,7 +261,10 @@ async fn a_channel_of_a_milvus_is_not_taken() {
     .unwrap();
     let executor =
         falconer::engine::plan::execute::Executor::new(falconer::engine::plan::execute::Parts {
-            meta: meta.clone(),
+            meta: MetaWriter::new(
+                meta.clone(),
+                &Scope::root(Arc::new(SystemClock::new()).clone(), "test"),
+            ),
             objects,
             roots: Roots::default(),
             clock: Arc::new(SystemClock::new()),

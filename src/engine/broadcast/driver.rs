@@ -12,7 +12,7 @@ use crate::engine::format::keys::Key;
 use crate::engine::ids::{BroadcastId, JobId, MetaKey, MetaRev, Tso};
 use crate::engine::meta::{Cond, Write};
 use crate::engine::model::broadcast::{AckedAt, Task};
-use crate::engine::plan::execute::Who;
+use crate::engine::plan::execute::{Executor, Who};
 use crate::engine::plan::journal::json;
 use crate::engine::plan::ledger::{Swap, Swapped};
 
@@ -25,6 +25,7 @@ impl Inner {
     /// Persists a new task, answers, and drives it.
     pub(super) async fn create(
         self: Arc<Self>,
+        executor: Arc<Executor>,
         task: Task,
         note: Note,
         mut guard: Guard,
@@ -32,7 +33,7 @@ impl Inner {
     ) {
         let id = task.id();
         let key = self.record_key(id);
-        let note_key = self.parts.executor.keys().broadcast(id);
+        let note_key = executor.keys().broadcast(id);
         let writes = match json(&note) {
             Ok(note) => vec![
                 Write::put(key.clone(), task.stored().to_vec()),
@@ -43,7 +44,7 @@ impl Inner {
         let mut swap = Swap::new(vec![Cond::Absent(key)], writes);
         let mut pace = Pace::new();
         let rev = loop {
-            match self.parts.executor.swap(&mut swap).await {
+            match executor.swap(&mut swap).await {
                 Ok(Swapped::Done(rev)) => break rev,
                 Ok(Swapped::Refused(_)) => {
                     let e = Error::new(
@@ -54,11 +55,11 @@ impl Inner {
                     return drop(told.send(Err(e)));
                 }
                 // The keys stay held as long as nobody knows whether the task exists.
-                Err(_) if swap.in_doubt() => self.parts.executor.clock().sleep(pace.next()).await,
+                Err(_) if swap.in_doubt() => executor.clock().sleep(pace.next()).await,
                 Err(e) => return drop(told.send(Err(e))),
             }
         };
-        let cell = Cell::new(task, note, guard.turn.take(), self.changed.clone());
+        let cell = Cell::new(executor, task, note, guard.turn.take(), self.changed.clone());
         self.state().tasks.insert(id, cell.clone());
         self.seen();
         let ticket = Ticket {
@@ -197,6 +198,7 @@ impl Inner {
                         id: copy.appended.map(|(id, _)| id),
                         tick: copy.appended.map_or(Tso::UNSET, |(_, tick)| tick),
                     },
+                    scope: cell.executor.scope().clone(),
                 }
             };
             let done = self.parts.callbacks.ack_once(&acked).await;
@@ -240,6 +242,7 @@ impl Inner {
                     plan: cell.note.plan.clone(),
                     epoch: None,
                 },
+                scope: cell.executor.scope().clone(),
             }
         };
         let mut pace = Pace::new();
@@ -259,7 +262,7 @@ impl Inner {
         );
         let mut pace = Pace::new();
         loop {
-            match self.parts.executor.swap(&mut swap).await {
+            match cell.executor.swap(&mut swap).await {
                 Ok(Swapped::Done(at)) => {
                     *rev = at;
                     return cell.task().now(record);

@@ -131,9 +131,12 @@ impl Inner {
             term: log.term(),
         });
         let channels = &self.parts.channels;
+        let scope = self.parts.executor.scope();
+        let scope = scope.child(format!("loop: following the log of {}", log.pchannel()));
         // Reports are turned away only when the log is another's by now, or the stored value cannot be read: both are shown elsewhere.
         self.parts
             .checkpoints
+            .within(&scope)
             .update(reports.collect(), |p| channels.term(p))
             .await?;
         Ok(())

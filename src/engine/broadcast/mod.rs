@@ -40,6 +40,7 @@ use super::format::message::{Draft, Stored};
 use super::format::pb::messages::{Message, MessageType};
 use super::format::pb::msg::MsgPosition;
 use super::ids::{BroadcastId, JobId, MetaRev, UnixMs, VChannel};
+use super::meta::scope::Scope;
 use super::model::broadcast::{
     AckedAt, BroadcastsView, Locks, Resource, ResourceKeys, Shown, Task, TombstoneLimits,
     Tombstones, Turn,
@@ -61,6 +62,8 @@ pub struct Acked {
     pub control: bool,
     /// Where the copy is: act at this tick.
     pub at: AckedAt,
+    /// On whose behalf: the broadcast's own, which outlives whoever asked for it.
+    pub scope: Scope,
 }
 
 /// Every channel's.
@@ -75,6 +78,8 @@ pub struct AllAcked {
     /// On whose behalf it was begun, with the broadcast's id as the job: so that what the callback commits is one change however often
     /// it is called.
     pub who: Who,
+    /// As of [`Acked`].
+    pub scope: Scope,
 }
 
 /// What a broadcast does. Each at least once: the same call again must come to the same.
@@ -154,6 +159,10 @@ struct Note {
 /// The broadcaster of a root. Cheap to share.
 pub struct Broadcaster {
     inner: Arc<Inner>,
+    /// Of whoever asks through it.
+    scope: Scope,
+    /// Dropping it ends the service.
+    is_last: bool,
 }
 
 struct Inner {
@@ -187,6 +196,8 @@ struct State {
 /// An unfinished task.
 struct Cell {
     task: Mutex<Task>,
+    /// Bound to the task.
+    executor: Arc<Executor>,
     note: Note,
     /// Something was told to it.
     told: Notify,
@@ -218,6 +229,7 @@ fn count(changes: &watch::Sender<u64>) {
 
 impl Cell {
     fn new(
+        executor: Arc<Executor>,
         task: Task,
         note: Note,
         turn: Option<Turn>,
@@ -225,6 +237,7 @@ impl Cell {
     ) -> Arc<Self> {
         Arc::new(Self {
             task: Mutex::new(task),
+            executor,
             note,
             told: Notify::new(),
             turn,
@@ -316,7 +329,17 @@ impl Ticket {
 }
 
 impl Broadcaster {
-    /// Waits for the keys, in the order in which they were asked for. Dropping the wait gives the place up.
+    /// The same on behalf of another, as long as the first one lives. What is begun by it outlives the scope.
+    #[must_use]
+    pub fn within(&self, scope: &Scope) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            scope: scope.clone(),
+            is_last: false,
+        }
+    }
+
+    /// Waits for the keys, in the order in which they were asked for, as long as the scope lasts. Dropping the wait gives the place up.
     pub async fn lock(&self, keys: ResourceKeys) -> Result<Guard> {
         let mut moved = self.inner.moved.subscribe();
         let turn = self.inner.state().keys.enter(keys.clone());
@@ -336,6 +359,7 @@ impl Broadcaster {
             tokio::select! {
                 _ = moved.changed() => {}
                 () = self.inner.stop.cancelled() => {}
+                why = self.scope.over() => return Err(why),
             }
         }
     }
@@ -357,9 +381,9 @@ impl Broadcaster {
     /// Persists a broadcast under the keys that `guard` holds, and begins it. When this returns, it will happen. An error says that it was
     /// not created, except `OutcomeUnknown`; so does a caller that leaves before the answer know nothing.
     pub async fn broadcast(&self, who: &Who, guard: Guard, order: Order) -> Result<Ticket> {
-        let inner = &self.inner;
+        let (inner, scope) = (&self.inner, &self.scope);
         inner.alive()?;
-        let executor = &inner.parts.executor;
+        let executor = inner.parts.executor.within(scope);
         // After the keys: ids of those that exclude each other grow in their order (II-2).
         let id = BroadcastId(executor.take_ids(who, 1).await?.first);
         let Order {
@@ -374,15 +398,23 @@ impl Broadcaster {
             job: who.job,
         };
         let (told, created) = oneshot::channel();
+        scope.check()?;
         // A task of its own: a caller that leaves must not leave a record without its keys.
-        inner.spawn(inner.clone().create(task, note, guard, told));
-        created.await.unwrap_or_else(|_| {
-            Err(Error::new(
-                ErrorKind::OutcomeUnknown,
+        let own = inner.bound(&task, Some(scope));
+        inner.spawn(inner.clone().create(own, task, note, guard, told));
+        let unknown =
+            |what: String, fix: &str| Err(Error::new(ErrorKind::OutcomeUnknown, what).fix(fix));
+        match scope.wait(created).await {
+            Ok(Ok(created)) => created,
+            Ok(Err(_)) => unknown(
                 format!("the broadcaster ended while broadcast {id} was being persisted"),
-            )
-            .fix("if it was, whoever owns the root next finishes it"))
-        })
+                "if it was, whoever owns the root next finishes it",
+            ),
+            Err(why) => unknown(
+                format!("{} while broadcast {id} was being persisted", why.what()),
+                "look for it in the list of broadcasts before anything else is decided",
+            ),
+        }
     }
 
     /// A message came out of a channel's log. Nothing waits and nothing fails here: it is kept, and the task's driver looks at it.
@@ -451,7 +483,9 @@ impl Broadcaster {
 
 impl Drop for Broadcaster {
     fn drop(&mut self) {
-        self.inner.end(self.inner.closed());
+        if self.is_last {
+            self.inner.end(self.inner.closed());
+        }
     }
 }
 
@@ -473,6 +507,15 @@ fn in_the_way(state: &State, by: Turn, over: &Resource) -> Error {
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    /// The writer on behalf of a task, which outlives whoever asked for it.
+    fn bound(&self, task: &Task, by: Option<&Scope>) -> Arc<Executor> {
+        let executor = &self.parts.executor;
+        let kind = task.kind().map_or("", |k: MessageType| k.as_str_name());
+        let life = executor.scope();
+        let name = format!("broadcast {} {kind}", task.id());
+        executor.within(&life.begun_by(by.unwrap_or(life), name))
     }
 
     fn closed(&self) -> Error {

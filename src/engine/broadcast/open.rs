@@ -43,7 +43,11 @@ impl Broadcaster {
             inner.parts.channels.log(&pchannel).await?;
         }
         let cells = inner.clone().load().await?;
-        let me = Self { inner };
+        let me = Self {
+            scope: inner.parts.executor.scope().clone(),
+            inner,
+            is_last: true,
+        };
         let inner = &me.inner;
         inner.find_copies(&cells).await?;
         inner.take_places(&cells);
@@ -107,7 +111,8 @@ impl Inner {
                     .fix("look at both records; nothing is broadcast until one is repaired")
                 })?);
             }
-            let cell = Cell::new(task, note, turn, self.changed.clone());
+            let own = self.bound(&task, None);
+            let cell = Cell::new(own, task, note, turn, self.changed.clone());
             state.tasks.insert(id, cell.clone());
             cells.push((cell, rev));
         }

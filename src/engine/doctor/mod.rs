@@ -15,7 +15,7 @@ use serde::{Serialize, Serializer};
 
 use super::clock::Clock;
 use super::error::Error;
-use super::meta::MetaRead;
+use super::meta::MetaReader;
 use super::objects::ObjectRead;
 use super::profile::Roots;
 
@@ -133,7 +133,7 @@ impl DoctorReport {
 /// What is examined.
 pub struct Patient<'a> {
     /// The metadata store.
-    pub meta: &'a dyn MetaRead,
+    pub meta: &'a MetaReader,
     /// The bucket; `None` for a dump without one.
     pub objects: Option<&'a ObjectRead>,
     /// Key roots.

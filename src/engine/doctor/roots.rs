@@ -5,7 +5,7 @@ use super::{Check, Patient};
 use crate::engine::error::Result;
 use crate::engine::format::keys::Roots;
 use crate::engine::ids::{KeyPrefix, MetaKey};
-use crate::engine::meta::{MetaRead, RangeOpts, Span};
+use crate::engine::meta::{MetaReader, RangeOpts, Span};
 
 /// Most questions asked while looking for other roots.
 const QUESTIONS: usize = 200;
@@ -50,7 +50,7 @@ async fn nothing(p: &Patient<'_>, place: &str) -> Check {
 }
 
 /// `root/meta` of every root found.
-async fn find(meta: &dyn MetaRead, roots: &Roots) -> Result<Vec<String>> {
+async fn find(meta: &MetaReader, roots: &Roots) -> Result<Vec<String>> {
     let mut found = Vec::new();
     let mut asked = 0;
     let mut level = vec![String::new()];
@@ -85,7 +85,7 @@ async fn find(meta: &dyn MetaRead, roots: &Roots) -> Result<Vec<String>> {
 
 /// The metadata folder of a root, if `child` is one: it has what every Milvus writes first.
 async fn sub_path(
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     child: &str,
     roots: &Roots,
     asked: &mut usize,
@@ -105,12 +105,12 @@ async fn sub_path(
     Ok(None)
 }
 
-async fn first_under(meta: &dyn MetaRead, folder: &str) -> Result<Option<MetaKey>> {
+async fn first_under(meta: &MetaReader, folder: &str) -> Result<Option<MetaKey>> {
     first(meta, &Span::prefix(&KeyPrefix::new(folder))).await
 }
 
 /// The first key at or behind `start` that lies in `folder`, as text.
-async fn first_from(meta: &dyn MetaRead, folder: &str, start: &str) -> Result<Option<String>> {
+async fn first_from(meta: &MetaReader, folder: &str, start: &str) -> Result<Option<String>> {
     let mut span = if folder.is_empty() {
         Span::all()
     } else {
@@ -122,7 +122,7 @@ async fn first_from(meta: &dyn MetaRead, folder: &str, start: &str) -> Result<Op
     Ok(first(meta, &span).await?.map(|k| k.text()))
 }
 
-async fn first(meta: &dyn MetaRead, span: &Span) -> Result<Option<MetaKey>> {
+async fn first(meta: &MetaReader, span: &Span) -> Result<Option<MetaKey>> {
     let opts = RangeOpts {
         limit: 1,
         keys_only: true,

@@ -15,7 +15,7 @@ use super::pace::Pace;
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, ObjectKey};
-use crate::engine::meta::MetaRead;
+use crate::engine::meta::MetaReader;
 use crate::engine::model::jobs::{Copies, JobInfo};
 use crate::engine::objects::{Copied, ObjectRead, Origin};
 use crate::engine::plan::Intent;
@@ -197,7 +197,7 @@ pub struct JobCx {
     /// The job.
     pub job: JobId,
     /// Reads of the metadata.
-    pub meta: Arc<dyn MetaRead>,
+    pub meta: MetaReader,
     /// Reads of the objects.
     pub objects: ObjectRead,
     /// Key roots.
@@ -215,7 +215,8 @@ pub struct JobCx {
 }
 
 impl JobCx {
-    /// For `job`, under the plan with this hash. The executor's fence must be held before anything is written.
+    /// For `job`, under the plan with this hash. The executor's scope is that of the step: when it is cancelled the step is to stop. Its
+    /// fence must be held before anything is written.
     pub fn new(executor: Arc<Executor>, job: JobId, plan: String, dials: Arc<Dials>) -> Self {
         Self {
             job,
@@ -224,7 +225,7 @@ impl JobCx {
             roots: executor.roots().clone(),
             clock: executor.clock().clone(),
             entropy: executor.entropy().clone(),
-            cancel: CancellationToken::new(),
+            cancel: executor.scope().token().clone(),
             who: Who {
                 job,
                 plan,
@@ -265,13 +266,6 @@ impl JobCx {
         self.children
             .as_deref()
             .ok_or_else(|| Error::new(ErrorKind::Internal, "this job was given no runner to ask"))
-    }
-
-    /// The same with another way to be stopped.
-    #[must_use]
-    pub fn stopping_at(mut self, cancel: CancellationToken) -> Self {
-        self.cancel = cancel;
-        self
     }
 
     /// Makes a change happen, or finds that it has (by its name, from this job). `Conflict` names the key that moved and its

@@ -21,7 +21,7 @@ use super::{Job, Lock, Next, PlanCx};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
 use crate::engine::ids::{CollectionId, JobId, KeyPrefix, MetaRev, ObjectKey, UnixMs};
-use crate::engine::meta::{Cond, MetaRead, RangeOpts, Span, Write};
+use crate::engine::meta::{Cond, MetaReader, RangeOpts, Span, Write};
 use crate::engine::model::jobs::{JobKind, JobState};
 use crate::engine::plan::execute::Change;
 use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
@@ -395,7 +395,7 @@ impl Job for Demo {
 
 /// Everything under the meta root; it was empty when the demo began.
 async fn all_keys(
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     roots: &Roots,
 ) -> Result<(MetaRev, Vec<crate::engine::meta::KeyValue>)> {
     let page = meta.range_all(&Span::prefix(&meta_root(roots))).await?;

@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
 use super::Next;
 use super::board::{Board, Running};
 use super::cx::{Children, JobCx, cut};
 use super::registry::Kind;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::MetaKey;
+use crate::engine::meta::scope::Scope;
 use crate::engine::meta::{Cond, RangeOpts, Span, Write};
 use crate::engine::model::jobs::{Copies, JobState};
 use crate::engine::plan::execute::Executor;
@@ -31,7 +30,10 @@ const BATCH: usize = 50;
 
 /// One job on its way.
 pub(super) struct Driver {
+    /// Bound to the job: journal, fence and undo end with the engine only.
     pub executor: Arc<Executor>,
+    /// Of the job's steps: ends when it is asked to stop, too.
+    pub steps: Scope,
     pub board: Arc<Board>,
     pub kind: Arc<dyn Kind>,
     pub running: Running,
@@ -42,6 +44,9 @@ pub(super) struct Driver {
     pub epoch: u64,
     /// Why the job turned back, until that is journaled.
     pub back: Option<Error>,
+    /// The last try of the step left a write that may have happened: nothing is decided before the step has been taken again and
+    /// has settled it, not even to stop.
+    pub doubt: bool,
 }
 
 /// What became of a journal entry.
@@ -77,11 +82,11 @@ impl Driver {
             if !self.holds() && !self.regain().await {
                 return;
             }
-            let cx = self.cx();
             let undoing = self.record.state == JobState::Undoing;
             if !undoing
                 && self.record.state != JobState::Completed
                 && self.running.cancel.is_cancelled()
+                && !self.doubt
             {
                 let out_of_time = self.record.state == JobState::Stuck && !self.record.cancelled;
                 self.turn_back(&if out_of_time {
@@ -90,7 +95,7 @@ impl Driver {
                         "nobody retried or cancelled it in time",
                     )
                 } else {
-                    Error::new(ErrorKind::Cancelled, "stopped on request")
+                    on_request()
                 });
                 if matches!(self.journal().await, Entry::Gone) {
                     return;
@@ -101,8 +106,8 @@ impl Driver {
                 let why = self.why();
                 let state = self.record.machine.clone();
                 let kind = self.kind.clone();
-                let calm = cx.stopping_at(CancellationToken::new());
-                self.watched(async { kind.undo(&calm, &state, &why).await })
+                let cx = self.cx("undo");
+                self.watched(async { kind.undo(&cx, &state, &why).await })
                     .await
             } else {
                 if self.record.state == JobState::Pending {
@@ -111,7 +116,17 @@ impl Driver {
                 }
                 let state = self.record.machine.clone();
                 let kind = self.kind.clone();
+                let cx = self.cx("step");
                 self.watched(async { kind.step(&cx, &state).await }).await
+            };
+            if self.executor.scope().is_over() {
+                // The engine ends: whatever this came to, it is left as it is journaled.
+                return;
+            }
+            self.doubt = match &outcome {
+                Err(e) if e.kind() == ErrorKind::OutcomeUnknown => true,
+                Err(e) if again(e) => self.doubt,
+                _ => false,
             };
             match outcome {
                 Ok(next) => {
@@ -146,6 +161,7 @@ impl Driver {
                 Err(e) if self.record.state == JobState::Completed => {
                     self.fail(&e, "it is published, and its verification failed");
                 }
+                Err(e) if e.kind() == ErrorKind::Cancelled => self.turn_back(&on_request()),
                 Err(e) => self.turn_back(&e),
             }
             self.record.moved = self.executor.clock().now();
@@ -167,15 +183,22 @@ impl Driver {
     }
 
     /// What a step may touch, as long as the record in memory is the one that counts.
-    fn cx(&self) -> JobCx {
+    fn cx(&self, what: &str) -> JobCx {
+        // What must not stop half way: taking back, verifying what is published, settling.
+        let calm = matches!(self.record.state, JobState::Undoing | JobState::Completed);
+        let under = if calm || self.doubt {
+            self.executor.scope()
+        } else {
+            &self.steps
+        };
+        let scope = under.child(format!("{}: {what} {}", under.origin(), self.record.step));
         JobCx::new(
-            self.executor.clone(),
+            self.executor.within(&scope),
             self.record.id,
             self.record.plan.clone(),
             self.running.dials.clone(),
         )
         .bound_to(self.epoch)
-        .stopping_at(self.running.cancel.clone())
         .with_children(self.children.clone())
     }
 
@@ -512,6 +535,10 @@ impl Driver {
         let marks = self.executor.keys().marks(self.record.id);
         let _ = delete_under(&self.executor, &Span::prefix(&marks)).await;
     }
+}
+
+fn on_request() -> Error {
+    Error::new(ErrorKind::Cancelled, "stopped on request")
 }
 
 /// Whether the same step may be taken again: nothing happened, nobody knows, or history was compacted under a long read.

@@ -347,7 +347,7 @@ impl Job for Export {
 
     async fn plan(&self, cx: &PlanCx, intent: &Intent) -> Result<Plan> {
         let reads = Reads {
-            meta: &*cx.meta,
+            meta: &cx.meta,
             objects: &cx.objects,
             roots: &cx.roots,
         };

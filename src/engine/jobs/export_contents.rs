@@ -16,7 +16,7 @@ use crate::engine::objects::ObjectRead;
 /// Reads of another store.
 pub(super) fn at<'a>(cx: &'a JobCx, objects: &'a ObjectRead) -> Reads<'a> {
     Reads {
-        meta: &*cx.meta,
+        meta: &cx.meta,
         objects,
         roots: &cx.roots,
     }

@@ -304,14 +304,14 @@ impl Job for Gc {
 
     async fn plan(&self, cx: &PlanCx, intent: &Intent) -> Result<Plan> {
         let reads = Reads {
-            meta: &*cx.meta,
+            meta: &cx.meta,
             objects: &cx.objects,
             roots: &cx.roots,
         };
         let mut filter = Filter::of(intent)?;
         let cutoff = cx.clock.now();
         let keys = Keys::new(&cx.roots);
-        let (paused, tickets) = tickets::check(&*cx.meta, &keys, filter.collection, cutoff).await?;
+        let (paused, tickets) = tickets::check(&cx.meta, &keys, filter.collection, cutoff).await?;
         filter.tickets = tickets;
         let wants = Wants {
             cutoff,

@@ -154,7 +154,7 @@ async fn definition(
     };
     let mut used = false;
     let span = Span::prefix(&Family::SegmentIndex.under(&cx.roots, &[collection.0]));
-    pages(&*cx.meta, &span, |kv| {
+    pages(&cx.meta, &span, |kv| {
         let row = Key::parse(&cx.roots, &kv.key.0)
             .known()
             .map(|key| decode::<pb::index::SegmentIndex>(&key, &kv.value));

@@ -13,7 +13,6 @@ use super::belongings::{field_files, folder, is_own};
 use super::gc_work;
 use super::references::Keeper;
 use super::restore_source::Reads;
-use super::standing::Standing;
 use crate::engine::clock::Clock;
 use crate::engine::error::{ErrorKind, Result};
 use crate::engine::format::codec::{Decoded, decode, is_tombstone};
@@ -25,7 +24,7 @@ use crate::engine::ids::{
     BuildId, CollectionId, FieldId, IndexId, JobId, MetaKey, MetaRev, ObjectKey, PartitionId,
     PinId, SegmentId, SnapshotId, TaskId, Tso, UnixMs, UnixNs, VChannel,
 };
-use crate::engine::meta::{KeyValue, MetaRead, RangeOpts, Span};
+use crate::engine::meta::{KeyValue, MetaReader, RangeOpts, Span};
 use crate::engine::model::data::Pin;
 use crate::engine::model::holds::{
     self, BuildFacts, ChannelFacts, Facts, FieldIndexFacts, FieldIndexKind, Reference,
@@ -191,13 +190,13 @@ pub async fn scan(
 
 async fn once(reads: &Reads<'_>, keeper: &Keeper, now: UnixMs, wants: &Wants) -> Result<Scan> {
     let any = Span::prefix(&Family::Snapshot.prefix(reads.roots));
-    let standing = Standing::now(reads.meta, &any).await?;
+    let (standing, rev) = reads.meta.standing(&any).await?;
     let reads = &Reads {
         meta: &standing,
         ..*reads
     };
     let mut out = Reading::default();
-    out.scan.rev = standing.at();
+    out.scan.rev = rev;
     out.facts.now = wants.cutoff;
     out.facts.tolerances = wants.tolerances;
     collections(reads, &mut out).await?;
@@ -232,7 +231,7 @@ pub(super) fn parse(reads: &Reads<'_>, kv: &KeyValue) -> Option<Key> {
 
 /// Calls `each` for every record of a span, page by page, all at one revision. Holds one page.
 pub(super) async fn pages(
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     span: &Span,
     mut each: impl FnMut(KeyValue) + Send,
 ) -> Result<()> {

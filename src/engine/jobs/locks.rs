@@ -4,7 +4,7 @@
 use super::Lock;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, KeyPrefix, MetaKey};
-use crate::engine::meta::{Cond, MetaRead, Span, Write};
+use crate::engine::meta::{Cond, MetaReader, Span, Write};
 use crate::engine::plan::journal::Keys;
 
 fn holders(keys: &Keys, lock: &Lock) -> KeyPrefix {
@@ -60,7 +60,7 @@ pub(super) fn validate(locks: &[Lock]) -> Result<()> {
 
 /// Who is in the way.
 pub(super) async fn in_the_way(
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     keys: &Keys,
     locks: &[Lock],
 ) -> Result<Option<Error>> {

@@ -70,7 +70,6 @@ mod snapshot_undo;
 pub mod snapshot_unpin;
 pub mod snapshot_verify;
 pub mod source;
-pub mod standing;
 pub mod tickets;
 pub mod verify;
 
@@ -83,7 +82,7 @@ use serde::de::DeserializeOwned;
 use super::clock::Clock;
 use super::error::{Error, Result};
 use super::ids::{CollectionId, UnixMs};
-use super::meta::MetaRead;
+use super::meta::MetaReader;
 use super::model::catalog::Catalog;
 use super::model::jobs::JobKind;
 use super::objects::ObjectRead;
@@ -111,7 +110,7 @@ pub enum Next<S> {
 #[derive(Clone)]
 pub struct PlanCx {
     /// Reads of the metadata. Preferred over the catalog: a plan rests on one revision.
-    pub meta: Arc<dyn MetaRead>,
+    pub meta: MetaReader,
     /// Reads of the objects.
     pub objects: ObjectRead,
     /// Key roots.

@@ -189,14 +189,14 @@ pub async fn ours(reads: &Reads<'_>, seen: &Seen) -> Result<[Check; 2]> {
 /// The plan that an operator sees: the whole bucket is listed, nothing of it is kept in memory but counts.
 pub(super) async fn plan(cx: &PlanCx, intent: &Intent, minds: &Minds) -> Result<Plan> {
     let reads = Reads {
-        meta: &*cx.meta,
+        meta: &cx.meta,
         objects: &cx.objects,
         roots: &cx.roots,
     };
     let scope = Scope::of(intent)?;
     let cutoff = cx.clock.now();
     let (paused, tickets) =
-        tickets::check(&*cx.meta, &Keys::new(&cx.roots), scope.collection, cutoff).await?;
+        tickets::check(&cx.meta, &Keys::new(&cx.roots), scope.collection, cutoff).await?;
     let mut seen = minds.look(&reads, cutoff).await?;
     seen.known.tickets = tickets;
     let root = cx.objects.root();

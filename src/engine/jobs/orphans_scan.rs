@@ -10,14 +10,13 @@ use prost::Message;
 use super::gc_scan::{Reading, borrowed, work};
 use super::references::Keeper;
 use super::restore_source::Reads;
-use super::standing::Standing;
 use crate::engine::error::{Error, Result};
 use crate::engine::format::codec::is_tombstone;
 use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::paths::{ObjPath, SegmentBase};
 use crate::engine::format::pb;
 use crate::engine::ids::{CollectionId, JobId, MetaKey, MetaRev, ObjectKey, UnixMs};
-use crate::engine::meta::{KeyValue, MetaRead, RangeOpts, Span};
+use crate::engine::meta::{KeyValue, MetaReader, RangeOpts, Span};
 use crate::engine::model::facts::Reference;
 use crate::engine::model::holds::{Hold, Reason, Tolerances, snapshot_state};
 use crate::engine::model::orphans::{Ids, Known};
@@ -61,7 +60,7 @@ impl Print {
 
 /// Every key of a span, page by page.
 async fn each(
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     mut span: Span,
     keys_only: bool,
     mut found: impl FnMut(&KeyValue),
@@ -105,13 +104,16 @@ pub struct Wants {
 
 /// Reads it all at one revision. References that `keeper` does not know yet are read, and kept there; `now` says when.
 pub async fn look(reads: &Reads<'_>, keeper: &Keeper, now: UnixMs, wants: Wants) -> Result<Seen> {
-    let standing = Standing::now(reads.meta, &family(reads, Family::Snapshot)).await?;
+    let (standing, rev) = reads
+        .meta
+        .standing(&family(reads, Family::Snapshot))
+        .await?;
     let reads = &Reads {
         meta: &standing,
         ..*reads
     };
     let mut out = Seen {
-        rev: standing.at(),
+        rev,
         ..Seen::default()
     };
     out.known.now = wants.cutoff;

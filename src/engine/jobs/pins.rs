@@ -13,7 +13,7 @@ use crate::engine::format::pb::data::{
 };
 use crate::engine::format::wire::Patch;
 use crate::engine::ids::{PinId, SnapshotId, UnixMs};
-use crate::engine::meta::{KeyValue, MetaRead};
+use crate::engine::meta::{KeyValue, MetaReader};
 use crate::engine::model::data::Pin;
 use crate::engine::model::jobs::JobKind;
 use crate::engine::plan::journal::{JobRecord, Keys};
@@ -139,7 +139,7 @@ pub struct Pinners {
 
 impl Pinners {
     /// Reads the jobs that pin: ours, and Milvus's restores and exports.
-    pub async fn read(meta: &dyn MetaRead, roots: &Roots) -> Result<Self> {
+    pub async fn read(meta: &MetaReader, roots: &Roots) -> Result<Self> {
         let mut jobs = Vec::new();
         // Ours first: a restore or an export of ours leaves a record of Milvus's kind too, with the same pin.
         for kv in super::runner::records(meta, &Keys::new(roots)).await?.0 {
@@ -181,7 +181,7 @@ impl Pinners {
     /// The pins of a snapshot, with who put them on.
     pub async fn held(
         &self,
-        meta: &dyn MetaRead,
+        meta: &MetaReader,
         roots: &Roots,
         info: &SnapshotInfo,
     ) -> Result<Vec<Held>> {
@@ -205,7 +205,7 @@ impl Pinners {
 }
 
 /// The pins of a snapshot, with who put them on.
-pub async fn held(meta: &dyn MetaRead, roots: &Roots, info: &SnapshotInfo) -> Result<Vec<Held>> {
+pub async fn held(meta: &MetaReader, roots: &Roots, info: &SnapshotInfo) -> Result<Vec<Held>> {
     if info.pin_ids.is_empty() {
         return Ok(Vec::new());
     }

@@ -6,7 +6,8 @@ use super::registry::{Registry, kind_of};
 use super::{PlanCx, locks};
 use crate::engine::clock::Clock;
 use crate::engine::error::{Error, ErrorKind, Result};
-use crate::engine::meta::{MetaRead, Span};
+use crate::engine::meta::scope::Scope;
+use crate::engine::meta::{MetaReader, Span};
 use crate::engine::model::catalog::Catalog;
 use crate::engine::objects::ObjectRead;
 use crate::engine::plan::execute::Executor;
@@ -18,7 +19,7 @@ use crate::engine::profile::Roots;
 /// Says what would happen.
 #[derive(Clone)]
 pub struct Planner {
-    meta: Arc<dyn MetaRead>,
+    meta: MetaReader,
     objects: Option<ObjectRead>,
     roots: Roots,
     clock: Arc<dyn Clock>,
@@ -33,7 +34,7 @@ impl Planner {
     /// Makes no request. Without objects every plan is refused: what it would do is in the bucket.
     #[must_use]
     pub fn new(
-        meta: Arc<dyn MetaRead>,
+        meta: MetaReader,
         objects: Option<ObjectRead>,
         roots: Roots,
         clock: Arc<dyn Clock>,
@@ -48,6 +49,15 @@ impl Planner {
             clock,
             registry,
             own: None,
+        }
+    }
+
+    /// The same on behalf of another.
+    #[must_use]
+    pub fn within(&self, scope: &Scope) -> Self {
+        Self {
+            meta: self.meta.within(scope),
+            ..self.clone()
         }
     }
 
@@ -84,7 +94,7 @@ impl Planner {
         let kind = self.registry.get(kind)?;
         let mut plan = kind.plan(&cx, intent).await?;
         let locks = kind.locks(&plan);
-        let busy = locks::in_the_way(&*self.meta, &self.keys, &locks).await?;
+        let busy = locks::in_the_way(&self.meta, &self.keys, &locks).await?;
         let names: Vec<String> = locks.into_iter().map(|l| l.name).collect();
         plan.checks.push(Check {
             name: "no other job is in the way".into(),
@@ -113,7 +123,7 @@ impl Planner {
 
     /// The plan with the fence's check, sealed.
     pub(super) async fn fenced(&self, mut plan: Plan) -> Result<Plan> {
-        let alive = coordinator(&*self.meta, &*self.clock, &self.spans).await?;
+        let alive = coordinator(&self.meta, &*self.clock, &self.spans).await?;
         plan.checks.push(Check {
             name: "no coordinator is registered".into(),
             detail: if alive.is_none() {

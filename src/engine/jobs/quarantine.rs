@@ -11,7 +11,7 @@ use super::cx::JobCx;
 use super::restore::reads;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{CollectionId, JobId, MetaRev, ObjectKey, UnixMs};
-use crate::engine::meta::{KeyValue, MetaRead, Write};
+use crate::engine::meta::{KeyValue, MetaReader, Write};
 use crate::engine::model::gc::is_fresh;
 use crate::engine::model::orphans::{ByPrefix, Tally, prefix, sum};
 use crate::engine::model::quarantine::{Entry, KEEP_DAYS, Quarantine, Yard};
@@ -103,11 +103,7 @@ pub async fn has_index(cx: &JobCx, yard: &Yard) -> Result<bool> {
 }
 
 /// The record of a job, as it stands now.
-pub async fn record(
-    meta: &dyn MetaRead,
-    keys: &Keys,
-    job: JobId,
-) -> Result<(Quarantine, KeyValue)> {
+pub async fn record(meta: &MetaReader, keys: &Keys, job: JobId) -> Result<(Quarantine, KeyValue)> {
     let key = keys.quarantine(job);
     let kv = meta.get(&key).await?.ok_or_else(|| {
         Error::new(
@@ -123,7 +119,7 @@ pub async fn record(
 /// The record of a job and its revision; what lies in the bucket when there is no record: metadata that was put back from a backup has
 /// none, and what was moved aside must not be lost for that.
 pub async fn found(
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     objects: &ObjectRead,
     keys: &Keys,
     job: JobId,
@@ -156,7 +152,7 @@ const NAMED: usize = 200;
 
 /// The record of a job, what lies there by prefix, and some of the names.
 pub async fn tree(
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     objects: &ObjectRead,
     roots: &Roots,
     job: JobId,

@@ -17,7 +17,7 @@ use super::{Job, Lock, Next, PlanCx};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::paths::ObjPath;
 use crate::engine::ids::{CollectionId, JobId, MetaRev, ObjectKey, UnixMs};
-use crate::engine::meta::{Cond, MetaRead, Span, Write};
+use crate::engine::meta::{Cond, MetaReader, Span, Write};
 use crate::engine::model::holds::Tolerances;
 use crate::engine::model::jobs::JobKind;
 use crate::engine::model::orphans::{ByPrefix, Known, Tally, Verdict, judge, prefix, sum};
@@ -67,7 +67,7 @@ pub struct QuarantinePurge {
 }
 
 /// All records, oldest first. One that cannot be read is left out: it is never due.
-async fn records(meta: &dyn MetaRead, keys: &Keys) -> Result<Vec<(Quarantine, MetaRev)>> {
+async fn records(meta: &MetaReader, keys: &Keys) -> Result<Vec<(Quarantine, MetaRev)>> {
     let page = meta.range_all(&Span::prefix(&keys.quarantines())).await?;
     let read = page.kvs.iter();
     Ok(read
@@ -98,7 +98,7 @@ impl QuarantinePurge {
             return ended(cx, state, job).await;
         }
         if state.after.is_none()
-            && let Some(why) = elsewhere(&cx.objects, &*cx.meta, cx.keys(), job).await?
+            && let Some(why) = elsewhere(&cx.objects, &cx.meta, cx.keys(), job).await?
         {
             return Err(Error::new(ErrorKind::Conflict, why)
                 .fix("name the cluster's own bucket and root, then plan again"));
@@ -187,7 +187,7 @@ impl QuarantinePurge {
 /// forgotten because of that.
 async fn elsewhere(
     objects: &ObjectRead,
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     keys: &Keys,
     job: JobId,
 ) -> Result<Option<String>> {
@@ -243,7 +243,7 @@ fn tell(cx: &JobCx, state: &State) {
 
 /// The record goes once nothing lies there, its index before it; else it says what is left.
 async fn finish(cx: &JobCx, yard: &Yard, job: JobId) -> Result<()> {
-    let (mut of, kv) = match record(&*cx.meta, cx.keys(), job).await {
+    let (mut of, kv) = match record(&cx.meta, cx.keys(), job).await {
         Ok(found) => found,
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
@@ -281,12 +281,12 @@ impl Job for QuarantinePurge {
         let keys = Keys::new(&cx.roots);
         let now = cx.clock.now();
         let reads = Reads {
-            meta: &*cx.meta,
+            meta: &cx.meta,
             objects: &cx.objects,
             roots: &cx.roots,
         };
-        let (paused, tickets) = tickets::check(&*cx.meta, &keys, None, now).await?;
-        let all = records(&*cx.meta, &keys).await?;
+        let (paused, tickets) = tickets::check(&cx.meta, &keys, None, now).await?;
+        let all = records(&cx.meta, &keys).await?;
         let is_due = |q: &Quarantine| q.due(*days).is_some_and(|at| at <= now);
         let (due, later): (Vec<_>, Vec<_>) = all.into_iter().partition(|(q, _)| is_due(q));
         let mut seen = self.minds.look(&reads, now).await?;
@@ -298,7 +298,7 @@ impl Job for QuarantinePurge {
         let mut elsewhere = None;
         for (of, _) in &due {
             if elsewhere.is_none() {
-                elsewhere = self::elsewhere(&cx.objects, &*cx.meta, &keys, of.job).await?;
+                elsewhere = self::elsewhere(&cx.objects, &cx.meta, &keys, of.job).await?;
             }
             let mut listed = cx.objects.list(&yard.job(of.job), None);
             while let Some(object) = listed.try_next().await? {

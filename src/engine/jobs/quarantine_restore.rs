@@ -210,7 +210,7 @@ async fn drop_index(cx: &JobCx, yard: &Yard, of: JobId) -> Result<()> {
 async fn settle(cx: &JobCx, of: JobId, restored: u64) -> Result<Tally> {
     let yard = Yard::of(cx.objects.root());
     let there = lying(&cx.objects, &yard, of).await?;
-    let (mut record, kv) = match record(&*cx.meta, cx.keys(), of).await {
+    let (mut record, kv) = match record(&cx.meta, cx.keys(), of).await {
         Ok(found) => found,
         // Gone by an earlier try of this step, or before this job.
         Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -253,7 +253,7 @@ impl Job for QuarantineRestore {
             ));
         };
         let keys = Keys::new(&cx.roots);
-        let (record, rev) = found(&*cx.meta, &cx.objects, &keys, *job).await?;
+        let (record, rev) = found(&cx.meta, &cx.objects, &keys, *job).await?;
         let (mut all, mut first, mut after) = (Tally::default(), Vec::new(), None);
         loop {
             let (part, to) = aside(&cx.objects, *job, prefix, after.as_ref(), 10_000).await?;

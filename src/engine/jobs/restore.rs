@@ -483,7 +483,7 @@ impl Job for Restore {
 
     async fn plan(&self, cx: &PlanCx, intent: &Intent) -> Result<Plan> {
         let reads = Reads {
-            meta: &*cx.meta,
+            meta: &cx.meta,
             objects: &cx.objects,
             roots: &cx.roots,
         };
@@ -612,7 +612,7 @@ async fn wait(cx: &JobCx, mut state: State, why: &Error) -> Result<Next<State>> 
 
 pub(super) fn reads(cx: &JobCx) -> Reads<'_> {
     Reads {
-        meta: &*cx.meta,
+        meta: &cx.meta,
         objects: &cx.objects,
         roots: &cx.roots,
     }

@@ -19,7 +19,7 @@ use crate::engine::format::keys::{Family, Key};
 use crate::engine::format::paths::{ObjPath, SegmentBase, StorageManifest};
 use crate::engine::format::{manifest, pb, snapshot};
 use crate::engine::ids::{CollectionId, ObjectKey, SegmentId, SnapshotId};
-use crate::engine::meta::{KeyValue, MetaRead, Page, Span};
+use crate::engine::meta::{KeyValue, MetaReader, Page, Span};
 use crate::engine::objects::{ObjectMeta, ObjectRead};
 use crate::engine::profile::Roots;
 
@@ -27,7 +27,7 @@ use crate::engine::profile::Roots;
 #[derive(Clone, Copy)]
 pub struct Reads<'a> {
     /// Metadata.
-    pub meta: &'a dyn MetaRead,
+    pub meta: &'a MetaReader,
     /// Objects.
     pub objects: &'a ObjectRead,
     /// Key roots.

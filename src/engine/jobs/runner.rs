@@ -3,6 +3,7 @@
 mod children;
 mod journal;
 mod keep;
+mod orders;
 mod pauses;
 
 use std::collections::VecDeque;
@@ -16,7 +17,6 @@ use journal::Journal;
 pub use journal::look_on;
 pub(in crate::engine::jobs) use journal::records;
 use tokio::sync::{Mutex, Notify, watch};
-use tokio_util::sync::CancellationToken;
 
 use super::board::{Board, Running};
 use super::cx::Dials;
@@ -26,13 +26,14 @@ use super::registry::{Registry, kind_of};
 use super::{Lock, locks};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, MetaKey, MetaRev};
-use crate::engine::meta::{Cond, Write};
+use crate::engine::meta::Write;
+use crate::engine::meta::scope::Scope;
 use crate::engine::model::broadcast::BroadcastsView;
 use crate::engine::model::catalog::Catalog;
 use crate::engine::model::jobs::{Copies, JobState, JobsView, Progress};
 use crate::engine::plan::execute::{Executor, Who};
-use crate::engine::plan::journal::{JobRecord, Order, from_json, json};
-use crate::engine::plan::{Check, Danger, Intent, ObjectChange, Plan};
+use crate::engine::plan::journal::{JobRecord, Order, json};
+use crate::engine::plan::{Intent, Plan};
 
 /// Plans that can still be applied; the oldest go first.
 const PLANS: usize = 32;
@@ -46,20 +47,23 @@ const ROUND: Duration = Duration::from_mins(10);
 /// Starts runners.
 pub struct Runner;
 
+/// Cheap to clone: what is bound to a scope, and what all share.
+#[derive(Clone)]
 struct Inner {
     executor: Arc<Executor>,
     registry: Registry,
     planner: Planner,
     journal: Journal,
     board: Arc<Board>,
-    plans: Mutex<VecDeque<Arc<Plan>>>,
+    plans: Arc<Mutex<VecDeque<Arc<Plan>>>>,
     /// Taking and giving back the root, and counting who needs it.
-    gate: Mutex<()>,
+    gate: Arc<Mutex<()>>,
     /// What is shown of the broadcasts that this process drives.
     broadcasts: watch::Sender<Arc<BroadcastsView>>,
     /// There may be a job to take up: the root was given back, or the journal read.
-    freed: Notify,
-    stop: CancellationToken,
+    freed: Arc<Notify>,
+    /// Ends with the runner. Jobs run under it, whoever begins them.
+    life: Scope,
 }
 
 /// What became of a plan.
@@ -82,8 +86,11 @@ pub struct RunnerHandle {
 }
 
 impl Runner {
-    /// Starts: reads the journal, takes up what is unfinished, follows what other processes do. Needs a tokio runtime.
+    /// Starts: reads the journal, takes up what is unfinished, follows what other processes do. Ends with the executor's scope. Needs a
+    /// tokio runtime.
     pub fn start(executor: Arc<Executor>, registry: Registry) -> RunnerHandle {
+        let life = executor.scope().child("jobs");
+        let executor = executor.within(&life);
         let board = Arc::new(Board::new());
         let planner = Planner::new(
             executor.reader(),
@@ -100,28 +107,25 @@ impl Runner {
             planner,
             journal,
             board: board.clone(),
-            plans: Mutex::default(),
-            gate: Mutex::default(),
+            plans: Arc::default(),
+            gate: Arc::default(),
             broadcasts: watch::Sender::default(),
-            freed: Notify::new(),
-            stop: CancellationToken::new(),
+            freed: Arc::new(Notify::new()),
+            life,
         });
         let view = board.subscribe();
         let clock = inner.executor.clock().clone();
-        let publishing = inner.clone();
-        tokio::spawn(inner.stop.clone().run_until_cancelled_owned(async move {
-            publishing.board.publish(clock).await;
-        }));
-        let keeping = inner.executor.clone();
-        tokio::spawn(inner.stop.clone().run_until_cancelled_owned(async move {
-            keeping.fence().keep().await;
-        }));
+        let stop = inner.life.token().clone();
         let spawn = |task: BoxFuture<'static, ()>| {
-            tokio::spawn(inner.stop.clone().run_until_cancelled_owned(task))
+            tokio::spawn(stop.clone().run_until_cancelled_owned(task));
         };
-        spawn(inner.clone().follow().boxed());
-        spawn(inner.clone().take_ups().boxed());
-        spawn(inner.clone().rounds().boxed());
+        let a_loop = |name: &'static str| inner.within(&inner.life.child(name));
+        spawn(async move { board.publish(clock).await }.boxed());
+        let keeping = a_loop("loop: keeping the lease").executor.clone();
+        spawn(async move { keeping.fence().keep().await }.boxed());
+        spawn(a_loop("loop: following the jobs").follow().boxed());
+        spawn(a_loop("loop: taking up jobs").take_ups().boxed());
+        spawn(a_loop("loop: keeping the journal small").rounds().boxed());
         let broadcasts = inner.broadcasts.subscribe();
         RunnerHandle {
             inner,
@@ -132,6 +136,15 @@ impl Runner {
 }
 
 impl RunnerHandle {
+    /// The same on behalf of another: a request. Jobs that it begins outlive it.
+    #[must_use]
+    pub fn within(&self, scope: &Scope) -> Self {
+        Self {
+            inner: self.inner.within(scope),
+            ..self.clone()
+        }
+    }
+
     /// Says what would happen. The plan can be applied by its hash until newer ones push it out.
     pub async fn plan(&self, intent: Intent, catalog: Arc<Catalog>) -> Result<Arc<Plan>> {
         let inner = &self.inner;
@@ -208,63 +221,9 @@ impl RunnerHandle {
         Ok(applied)
     }
 
-    /// Asks something of a job, wherever it is run: here, by another process, or by nobody because it waits for the operator.
-    /// `Busy` while nobody runs a job that a dead process left: it is taken up in a moment.
-    pub async fn order(&self, job: JobId, order: Order) -> Result<()> {
-        let inner = &self.inner;
-        let record = inner.board.get(job).ok_or_else(|| not_found(job))?;
-        let here = inner.board.running(job);
-        match (order, here) {
-            (Order::Cancel, Some(_)) => return self.cancel(job),
-            (Order::Retry, Some(_)) => return Err(not_stuck(&record)),
-            (_, Some(running)) => {
-                running.obey(order);
-                return Ok(());
-            }
-            (_, None) => {}
-        }
-        if record.state == JobState::Stuck {
-            let done = inner.clone().unstick(job, order).await;
-            // Who waits for it now must not meet the state of before.
-            inner.board.flush();
-            return done;
-        }
-        if order == Order::Retry {
-            return Err(not_stuck(&record));
-        }
-        if record.state.ended() || (order == Order::Cancel && record.state == JobState::Completed) {
-            return Err(too_late(&record));
-        }
-        let owner = inner.executor.keys().owner();
-        let owner = inner.executor.reader().get(&owner).await?;
-        match owner {
-            Some(kv) if !inner.executor.fence().is_ours(&kv.value) => {
-                inner.executor.order(job, order).await
-            }
-            _ => Err(inner.nobody(job)),
-        }
-    }
-
-    /// Asks a job of this process to stop and to take back what it did.
-    pub fn cancel(&self, job: JobId) -> Result<()> {
-        let record = self.inner.board.get(job).ok_or_else(|| not_found(job))?;
-        if record.state.ended() || record.state == JobState::Completed {
-            return Err(too_late(&record));
-        }
-        self.inner.running(job)?.cancel.cancel();
-        self.inner.board.changed.notify_one();
-        Ok(())
-    }
-
-    /// Bytes a second for a job's copies; `None` = no limit.
-    pub fn throttle(&self, job: JobId, rate: Option<u64>) -> Result<()> {
-        self.inner.running(job)?.dials.set_throttle(rate);
-        Ok(())
-    }
-
     /// Ends the runner and gives the root back. Unfinished jobs stay in the journal; the next runner takes them up.
     pub async fn stop(&self) {
-        self.inner.stop.cancel();
+        self.inner.life.cancel();
         let _gate = self.inner.gate.lock().await;
         self.inner.executor.fence().release().await;
         self.inner.board.flush();
@@ -291,140 +250,26 @@ impl RunnerHandle {
     }
 }
 
-fn not_found(job: JobId) -> Error {
-    Error::new(ErrorKind::NotFound, format!("job {job} is not known")).fix("list the jobs")
-}
-
-fn too_late(record: &JobRecord) -> Error {
-    Error::new(
-        ErrorKind::Conflict,
-        format!("job {} is {:?} already", record.id, record.state).to_lowercase(),
-    )
-    .fix("drop what it made instead")
-}
-
-fn not_stuck(record: &JobRecord) -> Error {
-    Error::new(
-        ErrorKind::Conflict,
-        format!(
-            "job {} is {:?}: only a stuck job can be retried",
-            record.id, record.state
-        )
-        .to_lowercase(),
-    )
-    .fix("an ended restore is planned anew; a running one tries again by itself")
-}
-
 impl Inner {
-    fn nobody(&self, job: JobId) -> Error {
-        self.running(job).err().unwrap_or_else(|| not_found(job))
-    }
-
-    /// Takes a job up again that waits for the operator: to try again what failed, or to take it back. The root must be free: who
-    /// holds it is named otherwise.
-    async fn unstick(self: Arc<Self>, job: JobId, order: Order) -> Result<()> {
-        let _gate = self.gate.lock().await;
-        let done = self.clone().unstuck(job, order).await;
-        if done.is_err() && !self.board.any_running() {
-            self.executor.fence().release().await;
-        }
-        done
-    }
-
-    async fn unstuck(self: Arc<Self>, job: JobId, order: Order) -> Result<()> {
-        let executor = &self.executor;
-        executor.fence().acquire().await?;
-        let epoch = executor.fence().epoch().unwrap_or_default();
-        executor.fence().check().await?;
-        // Under our epoch: whoever had it before cannot move it any more.
-        let key = executor.keys().job(job);
-        let kv = executor.reader().get(&key).await?;
-        let kv = kv.ok_or_else(|| not_found(job))?;
-        let mut record: JobRecord = from_json(&key, &kv.value)?;
-        if record.state != JobState::Stuck {
-            return Err(not_stuck(&record));
-        }
-        match order {
-            Order::Cancel => record.cancelled = true,
-            Order::Retry => {
-                record.state = JobState::Running;
-                record.error = None;
-                record.until = None;
-                record.copies.failed.clear();
-                record.copies.failing = 0;
-            }
-            Order::Throttle { rate } => record.rate = rate,
-            Order::Pace { objects } => record.pace = objects,
-            Order::Parallel { copies } => record.parallel = Some(copies.clamp(1, 256)),
-        }
-        record.moved = executor.clock().now();
-        let put = Write::put(key.clone(), json(&record)?);
-        let same = Cond::At(key, kv.mod_rev);
-        if executor.note_if(&[same], &[put]).await?.is_none() {
-            return Err(Error::new(ErrorKind::Busy, format!("job {job} moved")).fix("try again"));
-        }
-        self.board.set(record.clone());
-        if matches!(order, Order::Cancel | Order::Retry) {
-            self.clone().launch(&record, epoch)?;
-        } else if !self.board.any_running() {
-            executor.fence().release().await;
-        }
-        Ok(())
-    }
-
-    fn running(&self, job: JobId) -> Result<Running> {
-        self.board
-            .running(job)
-            .ok_or_else(|| match self.board.get(job) {
-                Some(r) if r.state.ended() => {
-                    Error::new(ErrorKind::Conflict, format!("job {job} has ended"))
-                }
-                Some(_) => Error::new(
-                    ErrorKind::Busy,
-                    format!("job {job} is not run by this process"),
-                )
-                .fix("ask the one that runs it"),
-                None => not_found(job),
-            })
-    }
-
-    fn plan_cancel(&self, intent: &Intent) -> Result<Plan> {
-        let Intent::CancelJob { job } = intent else {
-            return Err(Error::new(
-                ErrorKind::Internal,
-                "no job answers this intent",
-            ));
-        };
-        let record = self.board.get(*job).ok_or_else(|| not_found(*job))?;
-        let late = record.state.ended() || record.state == JobState::Completed;
-        Ok(Plan {
-            intent: intent.clone(),
-            title: format!("stop job {job}: {}", record.title),
-            checks: vec![Check {
-                name: "the job can still be stopped".into(),
-                failed: late.then(|| format!("it is {:?}", record.state).to_lowercase()),
-                detail: record.step.clone(),
-            }],
-            steps: vec![
-                "stop at the next safe point".into(),
-                "take back what it did".into(),
-            ],
-            changes: Vec::new(),
-            objects: ObjectChange::default(),
-            warnings: Vec::new(),
-            undo: "start it again".into(),
-            danger: Danger::Medium,
-            type_to_confirm: None,
-            based_on: MetaRev(0),
-            rests_on: Vec::new(),
-            hash: String::new(),
+    /// The same on behalf of another.
+    fn within(&self, scope: &Scope) -> Arc<Self> {
+        Arc::new(Self {
+            executor: self.executor.within(scope),
+            planner: self.planner.within(scope),
+            journal: self.journal.within(scope),
+            ..self.clone()
         })
+    }
+
+    /// Waits for its turn as long as the scope lasts.
+    async fn turn(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        self.executor.scope().wait(self.gate.lock()).await
     }
 
     /// Fences and revisions once more, then the record with its locks, then the job. Nothing is written before the record but
     /// the allocator: the record needs an id.
     async fn begin(self: Arc<Self>, plan: &Plan, rate: Option<u64>) -> Result<JobId> {
-        let gate = self.gate.lock().await;
+        let gate = self.turn().await?;
         let begun = self.record(plan, rate).await;
         let (record, epoch) = match begun {
             Ok(begun) => begun,
@@ -494,10 +339,11 @@ impl Inner {
         writes.extend(locks::take(executor.keys(), &wanted, id));
         let conds = locks::conds(executor.keys(), &wanted);
         if executor.note_if(&conds, &writes).await?.is_none() {
-            // Our own try may have gone through unseen: then the record is there.
-            let meta = executor.reader();
+            // Our own try may have gone through unseen: then the record is there. Looked up also for one that has left meanwhile: a
+            // job that is begun must not be told as refused.
+            let meta = executor.detached("look for the job's record").reader();
             if meta.get(&key).await?.is_none() {
-                let busy = locks::in_the_way(&*meta, executor.keys(), &wanted).await?;
+                let busy = locks::in_the_way(&meta, executor.keys(), &wanted).await?;
                 return Err(busy.unwrap_or_else(|| {
                     Error::new(ErrorKind::Busy, "another job was in the way a moment ago")
                         .fix("try again")
@@ -538,12 +384,15 @@ impl Inner {
 
     /// Spawns the driver of a record read or written under `epoch`. The gate is held by the caller.
     fn launch(self: Arc<Self>, record: &JobRecord, epoch: u64) -> Result<()> {
+        let name = format!("job {} {}", record.id, record.title);
+        let home = self.within(&self.life.begun_by(self.executor.scope(), name.as_str()));
+        let steps = home.executor.scope().child(name);
         let running = Running {
             dials: Arc::new(Dials::new(
                 self.executor.clock().clone(),
                 self.board.changed.clone(),
             )),
-            cancel: CancellationToken::new(),
+            cancel: steps.token().clone(),
             heard: Arc::default(),
         };
         // One that still waits for the operator is only launched to be taken back.
@@ -557,21 +406,23 @@ impl Inner {
             running.dials.set_parallel(copies);
         }
         let driver = Driver {
-            executor: self.executor.clone(),
+            executor: home.executor.clone(),
+            steps,
             board: self.board.clone(),
             kind: self.registry.get(record.kind)?,
             running: running.clone(),
             record: record.clone(),
-            children: children::of(&self),
+            children: children::of(&home),
             epoch,
             back: None,
+            doubt: false,
         };
         self.board.set(record.clone());
         self.board.start(record.id, running);
-        let (stop, job) = (self.stop.clone(), record.id);
+        let (stop, job) = (self.life.token().clone(), record.id);
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             driver.run().await;
-            self.done(job).await;
+            home.done(job).await;
         }));
         Ok(())
     }

@@ -200,8 +200,8 @@ async fn made_before(cx: &JobCx, state: &State) -> Result<Option<SnapshotId>> {
     if state.operation.is_none() {
         return Ok(None);
     }
-    let source = Source::read(&*cx.meta, &cx.roots, state.collection).await?;
-    let makers = snapshot_notes::makers(&*cx.meta, cx.keys()).await?;
+    let source = Source::read(&cx.meta, &cx.roots, state.collection).await?;
+    let makers = snapshot_notes::makers(&cx.meta, cx.keys()).await?;
     match replay(&source, &makers, &state.order()) {
         Replay::New => Ok(None),
         Replay::Done(id, _) => Ok(Some(id)),
@@ -212,7 +212,7 @@ async fn made_before(cx: &JobCx, state: &State) -> Result<Option<SnapshotId>> {
 }
 
 async fn pending(cx: &JobCx, mut state: State) -> Result<Next<State>> {
-    let source = Source::read(&*cx.meta, &cx.roots, state.collection).await?;
+    let source = Source::read(&cx.meta, &cx.roots, state.collection).await?;
     let id = state.id()?;
     let key = Key::Snapshot(state.collection, id).to_key(&cx.roots);
     // Not when it is our own record, written before a crash.
@@ -266,7 +266,7 @@ async fn own(cx: &JobCx, state: &State) -> Result<(MetaKey, KeyValue, SnapshotIn
         )
         .fix("a coordinator collected it: make a new plan")
     };
-    match snapshot_at(&*cx.meta, &cx.roots, state.collection, id).await? {
+    match snapshot_at(&cx.meta, &cx.roots, state.collection, id).await? {
         Some((kv, info)) => Ok((key, kv, info)),
         None => Err(gone()),
     }
@@ -275,7 +275,7 @@ async fn own(cx: &JobCx, state: &State) -> Result<(MetaKey, KeyValue, SnapshotIn
 /// What would be written now: the metadata object's bytes, with the selection they come from.
 async fn build(cx: &JobCx, state: &State) -> Result<(Vec<u8>, SnapshotMetadata, Selection)> {
     let (_, _, record) = own_pending(cx, state).await?;
-    let source = Source::read(&*cx.meta, &cx.roots, state.collection).await?;
+    let source = Source::read(&cx.meta, &cx.roots, state.collection).await?;
     let root = cx.objects.root();
     let selection = select(&source, root)?;
     let metadata = metadata(&source, &selection, &record, root);

@@ -20,7 +20,7 @@ use crate::engine::format::pb::data::{
 use crate::engine::format::snapshot::{manifest_key, metadata_key};
 use crate::engine::format::wire::Patch;
 use crate::engine::ids::{CollectionId, ObjectKey, SegmentId, SnapshotId};
-use crate::engine::meta::{Cond, KeyValue, MetaRead, Write};
+use crate::engine::meta::{Cond, KeyValue, MetaReader, Write};
 use crate::engine::model::jobs::JobKind;
 use crate::engine::model::text;
 use crate::engine::objects::ObjectRead;
@@ -56,11 +56,7 @@ enum Step {
 }
 
 /// Milvus's own jobs that read it.
-async fn readers(
-    meta: &dyn MetaRead,
-    roots: &Roots,
-    info: &SnapshotInfo,
-) -> Result<Option<String>> {
+async fn readers(meta: &MetaReader, roots: &Roots, info: &SnapshotInfo) -> Result<Option<String>> {
     for (_, job) in family_of::<CopySegmentJob>(meta, roots, Family::CopySegmentJob).await? {
         let ended = matches!(
             job.state(),
@@ -106,7 +102,7 @@ async fn frees(cx: &PlanCx, info: &SnapshotInfo) -> Result<String> {
         return Ok(what.into());
     }
     let reads = Reads {
-        meta: &*cx.meta,
+        meta: &cx.meta,
         objects: &cx.objects,
         roots: &cx.roots,
     };
@@ -172,7 +168,7 @@ impl Job for DropSnapshot {
         let Intent::DropSnapshot { snapshot } = intent else {
             return Err(Error::new(ErrorKind::Internal, "not a snapshot drop"));
         };
-        let (kv, info) = find_snapshot(&*cx.meta, &cx.roots, *snapshot)
+        let (kv, info) = find_snapshot(&cx.meta, &cx.roots, *snapshot)
             .await?
             .ok_or_else(|| gone(*snapshot))?;
         let collection = CollectionId(info.collection_id);
@@ -184,7 +180,7 @@ impl Job for DropSnapshot {
         };
         let foreign = foreign_location(&info, cx.objects.root());
         let now = cx.clock.now();
-        let held = pins::held(&*cx.meta, &cx.roots, &info).await?;
+        let held = pins::held(&cx.meta, &cx.roots, &info).await?;
         let active: Vec<String> = held
             .iter()
             .filter(|h| h.pin.is_active(now))
@@ -210,7 +206,7 @@ impl Job for DropSnapshot {
                 ),
                 check(
                     "nothing reads it",
-                    readers(&*cx.meta, &cx.roots, &info).await?,
+                    readers(&cx.meta, &cx.roots, &info).await?,
                     "restore and export jobs of Milvus".into(),
                 ),
                 check(
@@ -309,7 +305,7 @@ impl Job for DropSnapshot {
             }
             Step::Verify => {
                 let left = own_objects(&cx.objects, state.place()?, state.snapshot).await?;
-                let record = find_snapshot(&*cx.meta, &cx.roots, state.snapshot).await?;
+                let record = find_snapshot(&cx.meta, &cx.roots, state.snapshot).await?;
                 match (left.first(), record) {
                     (None, None) => Ok(Next::Verified(state)),
                     (Some((key, _)), _) => Err(Error::new(
@@ -333,7 +329,7 @@ impl Job for DropSnapshot {
             cx.note("objects of the snapshot are gone already: its record stays in state DELETING; drop it again");
             return Ok(Next::Undone(state));
         }
-        let Some((kv, info)) = find_snapshot(&*cx.meta, &cx.roots, state.snapshot).await? else {
+        let Some((kv, info)) = find_snapshot(&cx.meta, &cx.roots, state.snapshot).await? else {
             return Ok(Next::Undone(state));
         };
         let Some(kept) = cx.meta.get(&cx.keys().pre(cx.job, "mark", 0)).await? else {
@@ -395,14 +391,14 @@ fn foreign_location(info: &SnapshotInfo, root: &str) -> Option<String> {
 }
 
 async fn mark(cx: &JobCx, mut state: State) -> Result<Next<State>> {
-    let (kv, info) = find_snapshot(&*cx.meta, &cx.roots, state.snapshot)
+    let (kv, info) = find_snapshot(&cx.meta, &cx.roots, state.snapshot)
         .await?
         .ok_or_else(|| gone(state.snapshot))?;
     let now = cx.clock.now();
-    let held = pins::held(&*cx.meta, &cx.roots, &info).await?;
+    let held = pins::held(&cx.meta, &cx.roots, &info).await?;
     let busy = match held.iter().find(|h| h.pin.is_active(now)) {
         Some(pin) => Some(format!("it is pinned: {}", pins::words(pin, now))),
-        None => readers(&*cx.meta, &cx.roots, &info).await?,
+        None => readers(&cx.meta, &cx.roots, &info).await?,
     };
     if let Some(why) = busy {
         return Err(Error::new(

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::cx::JobCx;
 use crate::engine::error::Result;
 use crate::engine::ids::{JobId, KeyPrefix, MetaKey, PinId, SnapshotId, UnixMs};
-use crate::engine::meta::{MetaRead, Span, Write};
+use crate::engine::meta::{MetaReader, Span, Write};
 use crate::engine::plan::execute::Change;
 use crate::engine::plan::journal::{Keys, json};
 
@@ -113,7 +113,7 @@ fn note<T: DeserializeOwned>(value: &[u8]) -> Option<T> {
 }
 
 /// Reads all notes of a snapshot.
-pub async fn read(meta: &dyn MetaRead, keys: &Keys, id: SnapshotId) -> Result<Notes> {
+pub async fn read(meta: &MetaReader, keys: &Keys, id: SnapshotId) -> Result<Notes> {
     let under = keys.under_snapshot(id);
     let page = meta.range_all(&Span::prefix(&under)).await?;
     let mut out = Notes::default();
@@ -136,7 +136,7 @@ pub async fn read(meta: &dyn MetaRead, keys: &Keys, id: SnapshotId) -> Result<No
 }
 
 /// Who made which snapshot, of all that are known.
-pub async fn makers(meta: &dyn MetaRead, keys: &Keys) -> Result<BTreeMap<SnapshotId, Made>> {
+pub async fn makers(meta: &MetaReader, keys: &Keys) -> Result<BTreeMap<SnapshotId, Made>> {
     let all: KeyPrefix = keys.snapshots();
     let page = meta.range_all(&Span::prefix(&all)).await?;
     let made = page.kvs.into_iter().filter_map(|kv| {
@@ -184,7 +184,7 @@ const TOGETHER: usize = 40;
 /// The deletes of all notes, for the transaction that deletes the record. More than it can hold are deleted right away: pins can
 /// be many, and the record must not stay because of them.
 pub(super) async fn forget(cx: &JobCx, id: SnapshotId) -> Result<Vec<Write>> {
-    let mut keys = read(&*cx.meta, cx.keys(), id).await?.keys;
+    let mut keys = read(&cx.meta, cx.keys(), id).await?.keys;
     let rest = keys.split_off(keys.len().min(TOGETHER));
     for some in rest.chunks(TOGETHER) {
         // Named after what it deletes: what is left after a crash is another change.

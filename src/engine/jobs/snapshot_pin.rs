@@ -95,11 +95,11 @@ impl Job for PinSnapshot {
         else {
             return Err(Error::new(ErrorKind::Internal, "not a pin"));
         };
-        let (kv, info) = find_snapshot(&*cx.meta, &cx.roots, *snapshot)
+        let (kv, info) = find_snapshot(&cx.meta, &cx.roots, *snapshot)
             .await?
             .ok_or_else(|| gone(*snapshot))?;
         let now = cx.clock.now();
-        let held = pins::held(&*cx.meta, &cx.roots, &info).await?;
+        let held = pins::held(&cx.meta, &cx.roots, &info).await?;
         let time = match ttl_secs {
             0 => "until it is taken off".to_owned(),
             secs => format!("for {}", text::age(secs.saturating_mul(1000))),
@@ -278,7 +278,7 @@ impl State {
 
 /// The record, which must be one that takes pins.
 async fn found(cx: &JobCx, state: &State) -> Result<(KeyValue, SnapshotInfo)> {
-    let (kv, info) = snapshot_at(&*cx.meta, &cx.roots, state.of, state.snapshot)
+    let (kv, info) = snapshot_at(&cx.meta, &cx.roots, state.of, state.snapshot)
         .await?
         .ok_or_else(|| gone(state.snapshot))?;
     match not_committed(&info) {
@@ -328,7 +328,7 @@ async fn off(cx: &JobCx, state: &State, id: PinId) -> Result<()> {
     let mut tries = 0;
     loop {
         tries += 1;
-        let Some((kv, _)) = snapshot_at(&*cx.meta, &cx.roots, state.of, state.snapshot).await?
+        let Some((kv, _)) = snapshot_at(&cx.meta, &cx.roots, state.of, state.snapshot).await?
         else {
             return Ok(());
         };

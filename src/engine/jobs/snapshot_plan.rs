@@ -287,8 +287,8 @@ fn done(intent: &Intent, source: &Source, order: &Order<'_>, id: SnapshotId, mad
 pub(super) async fn plan(cx: &PlanCx, intent: &Intent) -> Result<Plan> {
     let order = Order::of(intent)?;
     let (collection, name) = (order.collection, order.name);
-    let source = Source::read(&*cx.meta, &cx.roots, collection).await?;
-    let makers = snapshot_notes::makers(&*cx.meta, &Keys::new(&cx.roots)).await?;
+    let source = Source::read(&cx.meta, &cx.roots, collection).await?;
+    let makers = snapshot_notes::makers(&cx.meta, &Keys::new(&cx.roots)).await?;
     let clash = match replay(&source, &makers, &order) {
         Replay::Done(id, made) => return Ok(done(intent, &source, &order, id, &made)),
         Replay::Clash(why) => Some(why),
@@ -297,7 +297,7 @@ pub(super) async fn plan(cx: &PlanCx, intent: &Intent) -> Result<Plan> {
     let root = cx.objects.root();
     let selection = select(&source, root)?;
     let reads = Reads {
-        meta: &*cx.meta,
+        meta: &cx.meta,
         objects: &cx.objects,
         roots: &cx.roots,
     };

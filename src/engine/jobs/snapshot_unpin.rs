@@ -88,11 +88,11 @@ impl Job for UnpinSnapshot {
         let Intent::UnpinSnapshot { snapshot, pin } = intent else {
             return Err(Error::new(ErrorKind::Internal, "not an unpin"));
         };
-        let (kv, info) = find_snapshot(&*cx.meta, &cx.roots, *snapshot)
+        let (kv, info) = find_snapshot(&cx.meta, &cx.roots, *snapshot)
             .await?
             .ok_or_else(|| gone(*snapshot))?;
         let now = cx.clock.now();
-        let held = pins::held(&*cx.meta, &cx.roots, &info).await?;
+        let held = pins::held(&cx.meta, &cx.roots, &info).await?;
         let meant: Vec<&Held> = match pin {
             Some(pin) => held.iter().filter(|h| h.pin.id == *pin).collect(),
             None => held.iter().filter(|h| !h.pin.is_active(now)).collect(),
@@ -250,7 +250,7 @@ const TAKE: &str = "unpin";
 
 /// The pins that are there; none when the snapshot is gone.
 async fn there(cx: &JobCx, state: &State) -> Result<Vec<crate::engine::model::data::Pin>> {
-    let found = snapshot_at(&*cx.meta, &cx.roots, state.of, state.snapshot).await?;
+    let found = snapshot_at(&cx.meta, &cx.roots, state.of, state.snapshot).await?;
     Ok(found.map(|(_, info)| pins::of(&info)).unwrap_or_default())
 }
 
@@ -259,7 +259,7 @@ async fn take(cx: &JobCx, state: &State) -> Result<usize> {
     let mut tries = 0;
     loop {
         tries += 1;
-        let Some((kv, info)) = snapshot_at(&*cx.meta, &cx.roots, state.of, state.snapshot).await?
+        let Some((kv, info)) = snapshot_at(&cx.meta, &cx.roots, state.of, state.snapshot).await?
         else {
             return Ok(0);
         };

@@ -234,7 +234,7 @@ impl Job for VerifySnapshot {
         let Intent::VerifySnapshot { snapshot, deep } = intent else {
             return Err(Error::new(ErrorKind::Internal, "not a verification"));
         };
-        let (kv, info) = find_snapshot(&*cx.meta, &cx.roots, *snapshot)
+        let (kv, info) = find_snapshot(&cx.meta, &cx.roots, *snapshot)
             .await?
             .ok_or_else(|| gone(*snapshot))?;
         let mut steps = vec![
@@ -295,7 +295,7 @@ impl Job for VerifySnapshot {
     async fn step(&self, cx: &JobCx, mut state: State) -> Result<Next<State>> {
         match state.step {
             Step::Look => {
-                let (_, info) = snapshot_at(&*cx.meta, &cx.roots, state.of, state.snapshot)
+                let (_, info) = snapshot_at(&cx.meta, &cx.roots, state.of, state.snapshot)
                     .await?
                     .ok_or_else(|| gone(state.snapshot))?;
                 let mut found = examine(&reads(cx), info, state.deep, cx.clock.now()).await?;

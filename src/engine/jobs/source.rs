@@ -17,7 +17,7 @@ use crate::engine::format::pb::schema::{
     CollectionSchema, DataType, FieldSchema, FunctionSchema, StructArrayFieldSchema,
 };
 use crate::engine::ids::{CollectionId, DbId, KeyPrefix, MetaKey, MetaRev, SnapshotId};
-use crate::engine::meta::{KeyValue, MetaRead, RangeOpts, Span};
+use crate::engine::meta::{KeyValue, MetaReader, RangeOpts, Span};
 use crate::engine::profile::Roots;
 
 /// `CollectionState::CollectionCreated` and `PartitionState::PartitionCreated`.
@@ -52,7 +52,7 @@ pub struct Source {
 
 /// All keys of a span as they stood at `at`.
 async fn span_at(
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     prefix: &KeyPrefix,
     at: Option<MetaRev>,
 ) -> Result<(Vec<KeyValue>, MetaRev)> {
@@ -95,7 +95,7 @@ fn value<M: Message + Default>(key: &Key, kv: &KeyValue) -> Result<Option<M>> {
 }
 
 struct Reader<'a> {
-    meta: &'a dyn MetaRead,
+    meta: &'a MetaReader,
     roots: &'a Roots,
     collection: CollectionId,
     at: MetaRev,
@@ -124,11 +124,7 @@ impl Reader<'_> {
 
 impl Source {
     /// Reads a collection. `NotFound` when there is none, `Conflict` when it is not in state Created.
-    pub async fn read(
-        meta: &dyn MetaRead,
-        roots: &Roots,
-        collection: CollectionId,
-    ) -> Result<Self> {
+    pub async fn read(meta: &MetaReader, roots: &Roots, collection: CollectionId) -> Result<Self> {
         let (kvs, at) = span_at(meta, &Family::Collection.prefix(roots), None).await?;
         let (legacy, _) = span_at(meta, &Family::LegacyCollection.prefix(roots), Some(at)).await?;
         let mut own = None;
@@ -385,7 +381,7 @@ const fn slot(kind: LogKind) -> u8 {
 
 /// A snapshot record, wherever it is: by id alone, because its collection may be gone.
 pub async fn find_snapshot(
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     roots: &Roots,
     id: SnapshotId,
 ) -> Result<Option<(KeyValue, SnapshotInfo)>> {
@@ -402,7 +398,7 @@ pub async fn find_snapshot(
 
 /// As [`find_snapshot`], when its collection is known.
 pub async fn snapshot_at(
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     roots: &Roots,
     of: CollectionId,
     id: SnapshotId,
@@ -416,7 +412,7 @@ pub async fn snapshot_at(
 
 /// All values of a family, with their keys; one that cannot be read is an error.
 pub async fn family_of<M: Message + Default>(
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     roots: &Roots,
     family: Family,
 ) -> Result<Vec<(Key, M)>> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::cx::JobCx;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{CollectionId, MetaRev, UnixMs};
-use crate::engine::meta::MetaRead;
+use crate::engine::meta::MetaReader;
 use crate::engine::model::tickets::{LONGEST_SECS, REASON, SHORTEST_SECS, Ticket, on, on_pass};
 use crate::engine::plan::journal::Keys;
 pub use crate::engine::plan::tickets::tickets as read;
@@ -30,7 +30,7 @@ pub async fn wait(cx: &JobCx, scope: Option<CollectionId>) -> Result<(bool, Vec<
     let mut waited = false;
     loop {
         cx.check_cancel()?;
-        let all = read(&*cx.meta, cx.keys()).await?;
+        let all = read(&cx.meta, cx.keys()).await?;
         let at = cx.clock.now();
         let live = |t: &Ticket| t.is_live(at);
         let tickets: Vec<Ticket> = all.into_iter().map(|(t, _)| t).filter(live).collect();
@@ -60,7 +60,7 @@ pub async fn leave(
 
 /// The check of every pass's plan.
 pub async fn check(
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     keys: &Keys,
     scope: Option<CollectionId>,
     now: UnixMs,
@@ -86,7 +86,7 @@ pub async fn check(
 }
 
 /// The plan of a pause or of its end.
-pub async fn plan(meta: &dyn MetaRead, keys: &Keys, intent: &Intent, now: UnixMs) -> Result<Plan> {
+pub async fn plan(meta: &MetaReader, keys: &Keys, intent: &Intent, now: UnixMs) -> Result<Plan> {
     let all = read(meta, keys).await?;
     let mut intent = intent.clone();
     if let Intent::ResumeGc { ticket } = &mut intent {

@@ -19,10 +19,13 @@
 //! - **M9 lease.** A key written with a lease disappears when the lease is revoked or not renewed in time. The embedded store,
 //!   which has one writer, ends all leases when a new writer opens it.
 
+pub mod book;
 pub mod check;
 pub mod embedded;
 pub mod etcd;
 pub mod reflector;
+pub mod scope;
+pub mod scoped;
 
 use std::time::Duration;
 
@@ -32,6 +35,8 @@ use futures::stream::BoxStream;
 
 use super::error::Result;
 use super::ids::{KeyPrefix, MetaKey, MetaRev};
+
+pub use self::scoped::{MetaReader, MetaWriter};
 
 /// One key at one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -295,7 +300,7 @@ pub struct Member {
     pub leader: bool,
 }
 
-/// The right to read.
+/// The right to read a store. Outside this room it is held as a [`MetaReader`].
 #[async_trait]
 pub trait MetaRead: Send + Sync {
     /// One page.
@@ -342,7 +347,7 @@ pub trait MetaRead: Send + Sync {
     }
 }
 
-/// The right to write. Handed to `plan` only (law 2).
+/// The right to write. Outside this room it is held as a [`MetaWriter`], by `plan` only (law 2).
 #[async_trait]
 pub trait MetaWrite: MetaRead {
     /// Compare and swap (M5, M6).

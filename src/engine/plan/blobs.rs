@@ -54,6 +54,7 @@ impl Executor {
         let store = self.store(beside);
         let mut backoff = Backoff::new(TRIES);
         loop {
+            self.scope().check()?;
             self.fence.check().await?;
             match store.put(key, bytes.clone(), PutMode::Overwrite).await {
                 Err(e) if doubtful(&e) => {
@@ -78,6 +79,7 @@ impl Executor {
         from: Origin<'_>,
         to: &ObjectKey,
     ) -> Result<Copied> {
+        self.scope().check()?;
         self.fence.check().await?;
         let store = self.store(beside);
         store.copy_from(&*self.clock, source, from, to).await
@@ -97,6 +99,7 @@ impl Executor {
         };
         found.retain(|upload| mine(&upload.key));
         for upload in &found {
+            self.scope().check()?;
             self.fence.check().await?;
             store.give_up(upload).await?;
         }
@@ -113,6 +116,7 @@ impl Executor {
         let mut backoff = Backoff::new(TRIES);
         let mut tried = false;
         loop {
+            self.scope().check()?;
             self.fence.check().await?;
             match self.store(beside).delete(key).await {
                 Ok(there) => return Ok(there || tried),

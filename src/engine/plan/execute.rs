@@ -14,12 +14,13 @@ use super::fence::Fence;
 use super::journal::{
     Audit, AuditKey, Before, JobRecord, Keys, Mark, Order, Ordered, from_json, json,
 };
-use super::retry::{Backoff, TRIES, calm};
+use super::retry::{Backoff, Doubt, TRIES, calm};
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, MetaKey, MetaRev};
+use crate::engine::meta::scope::Scope;
 use crate::engine::meta::{
-    Cond, KeyValue, MetaRead, MetaWrite, Outcome, Page, RangeOpts, Span, Txn, Write,
+    Cond, KeyValue, MetaReader, MetaWriter, Outcome, Page, RangeOpts, Span, Txn, Write,
 };
 use crate::engine::objects::{ObjectRead, ObjectWrite};
 use crate::engine::profile::Roots;
@@ -78,7 +79,7 @@ pub struct Who {
 /// What an [`Executor`] is made of.
 pub struct Parts {
     /// Metadata, with the right to write.
-    pub meta: Arc<dyn MetaWrite>,
+    pub meta: MetaWriter,
     /// Objects, with the right to write.
     pub objects: ObjectWrite,
     /// Key roots.
@@ -93,9 +94,15 @@ pub struct Parts {
     pub embedded: bool,
 }
 
-/// The one writer.
+/// The one writer, bound to a scope: each [`within`](Self::within) is the same writer on behalf of another.
 pub struct Executor {
-    pub(super) meta: Arc<dyn MetaWrite>,
+    pub(super) meta: MetaWriter,
+    pub(super) fence: Fence,
+    core: Arc<Core>,
+}
+
+/// What the writer is, on whose behalf soever.
+pub struct Core {
     pub(super) objects: ObjectWrite,
     pub(super) roots: Roots,
     pub(super) clock: Arc<dyn Clock>,
@@ -103,8 +110,15 @@ pub struct Executor {
     pub(super) actor: String,
     pub(super) embedded: bool,
     pub(super) keys: Keys,
-    pub(super) fence: Fence,
     pub(super) ids: tokio::sync::Mutex<super::ids::Floor>,
+}
+
+impl std::ops::Deref for Executor {
+    type Target = Core;
+
+    fn deref(&self) -> &Core {
+        &self.core
+    }
 }
 
 impl Executor {
@@ -118,17 +132,40 @@ impl Executor {
             parts.actor.clone(),
         );
         Arc::new(Self {
-            keys: Keys::new(&parts.roots),
             meta: parts.meta,
-            objects: parts.objects,
-            roots: parts.roots,
-            clock: parts.clock,
-            entropy: parts.entropy,
-            actor: parts.actor,
-            embedded: parts.embedded,
             fence,
-            ids: tokio::sync::Mutex::default(),
+            core: Arc::new(Core {
+                keys: Keys::new(&parts.roots),
+                objects: parts.objects,
+                roots: parts.roots,
+                clock: parts.clock,
+                entropy: parts.entropy,
+                actor: parts.actor,
+                embedded: parts.embedded,
+                ids: tokio::sync::Mutex::default(),
+            }),
         })
+    }
+
+    /// The same on behalf of another.
+    #[must_use]
+    pub fn within(&self, scope: &Scope) -> Arc<Self> {
+        Arc::new(Self {
+            meta: self.meta.within(scope),
+            fence: self.fence.within(scope),
+            core: self.core.clone(),
+        })
+    }
+
+    /// The same for what must end once it has begun ([`Scope::detached`]).
+    #[must_use]
+    pub fn detached(&self, what: &str) -> Arc<Self> {
+        self.within(&self.scope().detached(what))
+    }
+
+    /// On whose behalf.
+    pub fn scope(&self) -> &Scope {
+        self.meta.scope()
     }
 
     /// The right to write.
@@ -142,8 +179,8 @@ impl Executor {
     }
 
     /// Reads of the metadata.
-    pub fn reader(&self) -> Arc<dyn MetaRead> {
-        self.meta.clone()
+    pub fn reader(&self) -> MetaReader {
+        self.meta.reader()
     }
 
     /// Reads of the objects.
@@ -214,8 +251,10 @@ impl Executor {
             (at, number, last) = (mark.to, number + 1, Some((kv.key, kv.mod_rev)));
         }
         let mut checked = number > 0;
+        let mut rest: Option<Arc<Self>> = None;
         loop {
-            let chunk = self.cut(&shape, at, number).await?;
+            let me = rest.as_deref().unwrap_or(self);
+            let chunk = me.cut(&shape, at, number).await?;
             let done = chunk.to == change.writes.len();
             if change.atomic && !(done && at == 0) {
                 return Err(Error::new(
@@ -229,10 +268,10 @@ impl Executor {
                 ));
             }
             if !done && !checked {
-                self.hold_all(&shape, chunk.to).await?;
+                me.hold_all(&shape, chunk.to).await?;
                 checked = true;
             }
-            let rev = self
+            let rev = me
                 .settle(who, &shape, &chunk, &digest, last.as_ref(), head)
                 .await?;
             if done {
@@ -240,6 +279,8 @@ impl Executor {
             }
             last = Some((self.keys.mark(who.job, &change.name, number), rev));
             (at, number, head) = (chunk.to, number + 1, rev);
+            // A change is whole or not begun, as long as we live: the rest of it does not end with who asked.
+            rest = Some(self.detached("finish a change"));
         }
     }
 
@@ -264,10 +305,12 @@ impl Executor {
             self.store_parts(who, shape, chunk).await?;
         }
         let mut backoff = Backoff::new(TRIES);
+        let mut doubt = Doubt::default();
         loop {
-            self.fence.renew_if_due().await?;
+            let me = doubt.go_on(self);
+            me.fence.renew_if_due().await?;
             let txn = self.transaction(who, shape, chunk, digest, last, head)?;
-            match self.meta.txn(txn.clone()).await {
+            match me.meta.txn(txn.clone()).await {
                 Ok(Outcome::Committed { rev }) => {
                     self.fence.prove();
                     return Ok(rev);
@@ -277,10 +320,12 @@ impl Executor {
                     if let Some(kv) = seen.iter().find(|kv| kv.key == mark) {
                         return Ok(kv.mod_rev);
                     }
-                    return Err(self.refused(change, &txn, &seen).await?);
+                    return Err(me.refused(change, &txn, &seen).await?);
                 }
                 Err(e) if e.kind() == ErrorKind::OutcomeUnknown => {
-                    let found = calm(&*self.clock, || self.meta.get(&mark))
+                    doubt.arises(self, &e);
+                    let me = doubt.go_on(self);
+                    let found = calm(&*self.clock, || me.meta.get(&mark))
                         .await
                         .map_err(|_| e.clone())?;
                     if let Some(kv) = found {
@@ -293,10 +338,10 @@ impl Executor {
                 }
                 Err(e) if e.is_transient() => {
                     if !backoff.again(&*self.clock).await {
-                        return Err(e);
+                        return Err(doubt.instead_of(e));
                     }
                 }
-                Err(e) => return Err(e),
+                Err(e) => return Err(doubt.instead_of(e)),
             }
         }
     }
@@ -405,9 +450,11 @@ impl Executor {
         let by = self.actor.clone();
         let value = json(&Ordered { by, order })?;
         let mut backoff = Backoff::new(TRIES);
+        let mut doubt = Doubt::default();
         loop {
+            let me = doubt.go_on(self);
             let record = self.keys.job(job);
-            let record = calm(&*self.clock, || self.meta.get(&record)).await?;
+            let record = calm(&*self.clock, || me.meta.get(&record)).await?;
             let Some(kv) = record else {
                 return Err(Error::new(
                     ErrorKind::NotFound,
@@ -428,11 +475,12 @@ impl Executor {
                 writes: vec![Write::put(key.clone(), value.clone())],
             };
             // The same key and value again is the same order, so an unknown outcome is tried again.
-            match self.meta.txn(txn).await {
+            match me.meta.txn(txn).await {
                 Ok(Outcome::Committed { .. }) => return Ok(()),
                 Ok(Outcome::Refused { .. }) => {}
-                Err(e) if e.is_transient() || e.kind() == ErrorKind::OutcomeUnknown => {}
-                Err(e) => return Err(e),
+                Err(e) if e.is_transient() => {}
+                Err(e) if e.kind() == ErrorKind::OutcomeUnknown => doubt.arises(self, &e),
+                Err(e) => return Err(doubt.instead_of(e)),
             }
             if !backoff.again(&*self.clock).await {
                 return Err(Error::new(
@@ -448,28 +496,33 @@ impl Executor {
     /// unknown outcome is right only if the conditions do not turn false by the writes themselves.
     pub async fn note_if(&self, conds: &[Cond], writes: &[Write]) -> Result<Option<MetaRev>> {
         let mut backoff = Backoff::new(TRIES);
+        let mut doubt = Doubt::default();
         loop {
-            self.fence.renew_if_due().await?;
+            let me = doubt.go_on(self);
+            me.fence.renew_if_due().await?;
             let mut all = self.fence.own_conds()?;
             all.extend_from_slice(conds);
             let txn = Txn {
                 conds: all,
                 writes: writes.to_vec(),
             };
-            match self.meta.txn(txn).await {
+            match me.meta.txn(txn).await {
                 Ok(Outcome::Committed { rev }) => return Ok(Some(rev)),
                 Ok(Outcome::Refused { .. }) => {
-                    if !self.fence.owned().await? {
+                    if !me.fence.owned().await? {
                         return Err(self.fence.lost());
                     }
                     return Ok(None);
                 }
                 Err(e) if e.is_transient() || e.kind() == ErrorKind::OutcomeUnknown => {
+                    if e.kind() == ErrorKind::OutcomeUnknown {
+                        doubt.arises(self, &e);
+                    }
                     if !backoff.again(&*self.clock).await {
-                        return Err(e);
+                        return Err(doubt.instead_of(e));
                     }
                 }
-                Err(e) => return Err(e),
+                Err(e) => return Err(doubt.instead_of(e)),
             }
         }
     }

@@ -15,7 +15,8 @@ use super::retry::{Backoff, calm};
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::UnixMs;
-use crate::engine::meta::{Cond, MetaRead, MetaWrite, Outcome, RangeOpts, Span, Txn, Write};
+use crate::engine::meta::scope::Scope;
+use crate::engine::meta::{Cond, MetaReader, MetaWriter, Outcome, RangeOpts, Span, Txn, Write};
 use crate::engine::profile::Roots;
 
 /// The roles whose session means that somebody holds the catalog in memory. A standby (`-{id}`) counts: it may wake up.
@@ -71,9 +72,14 @@ struct Stamp {
     wall: UnixMs,
 }
 
-/// Our ownership of one root.
+/// Our ownership of one root, as it is asked and kept on somebody's behalf.
 pub struct Fence {
-    meta: Arc<dyn MetaWrite>,
+    meta: MetaWriter,
+    ours: Arc<Ours>,
+}
+
+/// The ownership itself, one a process and root.
+struct Ours {
     clock: Arc<dyn Clock>,
     entropy: Arc<dyn Entropy>,
     keys: Keys,
@@ -93,14 +99,13 @@ pub struct Fence {
 impl Fence {
     /// Not held yet.
     pub fn new(
-        meta: Arc<dyn MetaWrite>,
+        meta: MetaWriter,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
         roots: &Roots,
         actor: String,
     ) -> Self {
-        Self {
-            meta,
+        let ours = Arc::new(Ours {
             clock,
             entropy,
             keys: Keys::new(roots),
@@ -111,6 +116,16 @@ impl Fence {
             renewed: Mutex::new(None),
             proved: Mutex::new(None),
             gate: tokio::sync::Mutex::new(()),
+        });
+        Self { meta, ours }
+    }
+
+    /// The same on behalf of another.
+    #[must_use]
+    pub fn within(&self, scope: &Scope) -> Self {
+        Self {
+            meta: self.meta.within(scope),
+            ours: self.ours.clone(),
         }
     }
 
@@ -123,95 +138,103 @@ impl Fence {
 
     /// Becomes the owner, or says who is. Nothing happens when we are already.
     pub async fn acquire(&self) -> Result<()> {
-        let _gate = self.gate.lock().await;
+        let _gate = self.meta.scope().wait(self.ours.gate.lock()).await?;
         if self.lock().is_some() {
             return Ok(());
         }
         let mut backoff = Backoff::new(5);
         loop {
-            let owner = calm(&*self.clock, || async {
-                self.meta.get(&self.keys.owner()).await
+            let owner = calm(&*self.ours.clock, || async {
+                self.meta.get(&self.ours.keys.owner()).await
             })
             .await?;
             if let Some(kv) = owner {
-                return Err(busy(&self.keys, &kv.value));
+                return Err(busy(&self.ours.keys, &kv.value));
             }
-            let epoch = calm(&*self.clock, || async {
-                self.meta.get(&self.keys.epoch()).await
+            let epoch = calm(&*self.ours.clock, || async {
+                self.meta.get(&self.ours.keys.epoch()).await
             })
             .await?;
             let number = match &epoch {
                 None => 1,
                 Some(kv) => from_json::<u64>(&kv.key, &kv.value)? + 1,
             };
-            let lease = calm(&*self.clock, || self.meta.grant(TTL)).await?;
+            let lease = calm(&*self.ours.clock, || self.meta.grant(TTL)).await?;
             let held = Held {
                 lease,
                 owner: json(&Owner {
-                    token: format!("{:016x}", self.entropy.next_u64()),
+                    token: format!("{:016x}", self.ours.entropy.next_u64()),
                     epoch: number,
-                    actor: self.actor.clone(),
-                    since: self.clock.now(),
+                    actor: self.ours.actor.clone(),
+                    since: self.ours.clock.now(),
                 })?,
                 epoch: number.to_string().into(),
             };
             self.granted().insert(lease, held.owner.clone());
             let txn = Txn {
                 conds: vec![
-                    Cond::Absent(self.keys.owner()),
+                    Cond::Absent(self.ours.keys.owner()),
                     epoch.map_or_else(
-                        || Cond::Absent(self.keys.epoch()),
+                        || Cond::Absent(self.ours.keys.epoch()),
                         |kv| Cond::At(kv.key, kv.mod_rev),
                     ),
                 ],
                 writes: vec![
                     Write::Put {
-                        key: self.keys.owner(),
+                        key: self.ours.keys.owner(),
                         value: held.owner.clone(),
                         lease,
                     },
-                    Write::put(self.keys.epoch(), held.epoch.clone()),
+                    Write::put(self.ours.keys.epoch(), held.epoch.clone()),
                 ],
             };
-            let ours = match self.meta.txn(txn).await {
-                Ok(Outcome::Committed { .. }) => true,
-                Ok(Outcome::Refused { .. }) => false,
+            let outcome = self.meta.txn(txn).await;
+            // From here on something of ours may stand there, whoever still waits for it.
+            let after = self.within(&self.meta.scope().detached("take the root"));
+            let ours = match outcome {
+                Ok(Outcome::Committed { .. }) => Ok(true),
+                Ok(Outcome::Refused { .. }) => Ok(false),
                 // The token is random: if it stands there, the transaction happened.
                 Err(e) if e.kind() == ErrorKind::OutcomeUnknown => {
-                    let now = calm(&*self.clock, || async {
-                        self.meta.get(&self.keys.owner()).await
+                    let now = calm(&*self.ours.clock, || async {
+                        after.meta.get(&self.ours.keys.owner()).await
                     })
-                    .await?;
-                    now.is_some_and(|kv| kv.value == held.owner)
+                    .await;
+                    now.map(|kv| kv.is_some_and(|kv| kv.value == held.owner))
                 }
-                Err(e) if e.is_transient() => false,
-                Err(e) => return Err(e),
+                Err(e) if e.is_transient() => Ok(false),
+                Err(e) => Err(e),
             };
-            if ours {
-                self.stamp(&self.renewed);
-                forget(&self.proved);
+            if let Ok(true) = ours {
+                self.stamp(&self.ours.renewed);
+                forget(&self.ours.proved);
                 *self.lock() = Some(held);
                 return Ok(());
             }
             // A lease that guards nothing.
-            self.give_up(lease).await;
-            if !backoff.again(&*self.clock).await {
+            after.give_up(lease).await;
+            ours?;
+            if !backoff.again(&*self.ours.clock).await {
                 return Err(Error::new(
                     ErrorKind::Unreachable,
-                    format!("key {} could not be taken", self.keys.owner()),
+                    format!("key {} could not be taken", self.ours.keys.owner()),
                 )
                 .fix("try again"));
             }
         }
     }
 
-    /// Gives the root back. Called again after it was cut off, it does what is left.
+    /// Gives the root back, also when whoever had it was stopped. Called again after it was cut off, it does what is left.
     pub async fn release(&self) {
-        let _gate = self.gate.lock().await;
+        let scope = self.meta.scope().detached("give the root back");
+        let Ok(_gate) = scope.wait(self.ours.gate.lock()).await else {
+            return;
+        };
+        let me = self.within(&scope);
         *self.lock() = None;
         let granted: Vec<i64> = self.granted().keys().copied().collect();
         for lease in granted {
-            self.give_up(lease).await;
+            me.give_up(lease).await;
         }
     }
 
@@ -222,7 +245,7 @@ impl Fence {
     }
 
     fn granted(&self) -> MutexGuard<'_, BTreeMap<i64, Bytes>> {
-        self.granted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ours.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Conditions of every transaction into the Milvus root.
@@ -232,10 +255,10 @@ impl Fence {
 
     /// As [`conds`](Self::conds), for one who rests on what was read under this epoch; `Fenced` when we hold another one by now.
     pub fn conds_at(&self, epoch: Option<u64>) -> Result<Vec<Cond>> {
-        let mut conds: Vec<Cond> = self.spans.iter().cloned().map(Cond::NoneIn).collect();
+        let mut conds: Vec<Cond> = self.ours.spans.iter().cloned().map(Cond::NoneIn).collect();
         let own = self.own_conds()?;
         if let Some(epoch) = epoch {
-            let mine = Cond::ValueIs(self.keys.epoch(), epoch.to_string().into());
+            let mine = Cond::ValueIs(self.ours.keys.epoch(), epoch.to_string().into());
             if !own.contains(&mine) {
                 return Err(self.lost());
             }
@@ -249,15 +272,15 @@ impl Fence {
         let held = self.lock();
         let held = held.as_ref().ok_or_else(|| self.lost())?;
         Ok(vec![
-            Cond::ValueIs(self.keys.owner(), held.owner.clone()),
-            Cond::ValueIs(self.keys.epoch(), held.epoch.clone()),
+            Cond::ValueIs(self.ours.keys.owner(), held.owner.clone()),
+            Cond::ValueIs(self.ours.keys.epoch(), held.epoch.clone()),
         ])
     }
 
     /// Whether the owner key is still ours, as the store says now.
     pub async fn owned(&self) -> Result<bool> {
-        let owner = calm(&*self.clock, || async {
-            self.meta.get(&self.keys.owner()).await
+        let owner = calm(&*self.ours.clock, || async {
+            self.meta.get(&self.ours.keys.owner()).await
         })
         .await?;
         let ours = self.lock().as_ref().map(|h| h.owner.clone());
@@ -279,7 +302,7 @@ impl Fence {
             ErrorKind::Fenced,
             format!(
                 "our lease on {} is lost: nothing more is written",
-                self.keys.owner()
+                self.ours.keys.owner()
             ),
         )
         .fix("the job is taken up again by whoever owns the root next")
@@ -290,12 +313,12 @@ impl Fence {
         let Some(lease) = self.lock().as_ref().map(|h| h.lease) else {
             return Err(self.lost());
         };
-        if self.fresh(&self.renewed) {
+        if self.fresh(&self.ours.renewed) {
             return Ok(());
         }
         match self.meta.keep_alive(lease).await {
             Ok(()) => {
-                self.stamp(&self.renewed);
+                self.stamp(&self.ours.renewed);
                 Ok(())
             }
             Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -307,10 +330,10 @@ impl Fence {
         }
     }
 
-    /// Keeps the lease while nothing is written. Runs until it is dropped.
+    /// Keeps the lease while nothing is written. Runs until it is dropped, or its scope is over.
     pub async fn keep(&self) {
-        loop {
-            self.clock.sleep(TTL / 3).await;
+        let scope = self.meta.scope();
+        while scope.wait(self.ours.clock.sleep(TTL / 3)).await.is_ok() {
             let _ = self.renew_if_due().await;
         }
     }
@@ -318,11 +341,11 @@ impl Fence {
     /// Proves that the fence stands, with one empty transaction; a proof younger than a third of the lease is enough.
     pub async fn check(&self) -> Result<()> {
         self.renew_if_due().await?;
-        if self.fresh(&self.proved) {
+        if self.fresh(&self.ours.proved) {
             return Ok(());
         }
         let conds = self.conds()?;
-        let outcome = calm(&*self.clock, || {
+        let outcome = calm(&*self.ours.clock, || {
             self.meta.txn(Txn {
                 conds: conds.clone(),
                 writes: Vec::new(),
@@ -343,17 +366,17 @@ impl Fence {
 
     /// A transaction with [`conds`](Self::conds) went through just now.
     pub fn prove(&self) {
-        self.stamp(&self.proved);
+        self.stamp(&self.ours.proved);
     }
 
     /// Why a transaction was refused, if it was the fence.
     pub async fn why(&self) -> Result<Option<Error>> {
-        forget(&self.proved);
+        forget(&self.ours.proved);
         if let Some(e) = self.coordinator().await? {
             return Ok(Some(e));
         }
-        let owner = calm(&*self.clock, || async {
-            self.meta.get(&self.keys.owner()).await
+        let owner = calm(&*self.ours.clock, || async {
+            self.meta.get(&self.ours.keys.owner()).await
         })
         .await?;
         let ours = self.lock().as_ref().map(|h| h.owner.clone());
@@ -375,7 +398,7 @@ impl Fence {
 
     /// As [`coordinator`], on our own store.
     pub async fn coordinator(&self) -> Result<Option<Error>> {
-        coordinator(&*self.meta, &*self.clock, &self.spans).await
+        coordinator(&self.meta.reader(), &*self.ours.clock, &self.ours.spans).await
     }
 
     /// Younger than a third of the lease by both clocks. A wall clock that was set back proves nothing.
@@ -384,21 +407,24 @@ impl Fence {
             return false;
         };
         let third = TTL / 3;
-        let wall = self.clock.now().0.saturating_sub(at.wall.0);
-        self.clock.mono().saturating_sub(at.mono) < third
+        let wall = self.ours.clock.now().0.saturating_sub(at.wall.0);
+        self.ours.clock.mono().saturating_sub(at.mono) < third
             && u64::try_from(wall).is_ok_and(|ms| Duration::from_millis(ms) < third)
     }
 
     fn stamp(&self, stamp: &Mutex<Option<Stamp>>) {
         let now = Stamp {
-            mono: self.clock.mono(),
-            wall: self.clock.now(),
+            mono: self.ours.clock.mono(),
+            wall: self.ours.clock.now(),
         };
         *stamp.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ours
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -426,7 +452,7 @@ pub fn busy(keys: &Keys, value: &[u8]) -> Error {
 /// The refusal that a registered coordinator means; `None` when there is none. `spans` are those of [`session_spans`]. Reads
 /// only: a plan names the coordinator in the way also where nothing can be written.
 pub async fn coordinator(
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     clock: &dyn Clock,
     spans: &[Span],
 ) -> Result<Option<Error>> {

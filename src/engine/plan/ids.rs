@@ -67,7 +67,7 @@ impl Executor {
         if n == 0 {
             return Err(Error::new(ErrorKind::Internal, "no ids asked for"));
         }
-        let mut floor = self.ids.lock().await;
+        let mut floor = self.scope().wait(self.ids.lock()).await?;
         let epoch = self.fence.epoch();
         if floor.epoch != epoch || epoch.is_none() {
             // Others may have written since we last owned the root.

@@ -6,7 +6,7 @@
 //! marker: what is written differs from what stood there, so reading it back tells whether the write happened.
 
 use super::execute::Executor;
-use super::retry::{Backoff, TRIES, calm};
+use super::retry::{Backoff, Doubt, TRIES, calm};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::MetaRev;
 use crate::engine::meta::{Cond, KeyValue, Outcome, RangeOpts, Span, Txn, Write};
@@ -56,9 +56,11 @@ impl Executor {
     /// answer, not even to reading; give the same swap again. Any other error: it did not happen.
     pub async fn swap(&self, swap: &mut Swap) -> Result<Swapped> {
         let mut backoff = Backoff::new(TRIES);
+        let mut doubt = Doubt::default();
         loop {
-            let outcome = match self.ledger_txn(swap).await {
-                Ok(txn) => self.meta.txn(txn).await,
+            let me = doubt.go_on(self);
+            let outcome = match me.ledger_txn(swap).await {
+                Ok(txn) => me.meta.txn(txn).await,
                 Err(e) => Err(e),
             };
             let e = match outcome {
@@ -67,12 +69,12 @@ impl Executor {
                     return Ok(Swapped::Done(rev));
                 }
                 Ok(Outcome::Refused { seen, .. }) => {
-                    if let Some(rev) = self.happened(swap).await? {
+                    if let Some(rev) = me.happened(swap).await? {
                         return Ok(Swapped::Done(rev));
                     }
                     let fenced = match self.inside(swap) {
-                        true => self.fence.why().await?,
-                        false if self.fence.owned().await? => None,
+                        true => me.fence.why().await?,
+                        false if me.fence.owned().await? => None,
                         false => Some(self.fence.lost()),
                     };
                     return match fenced {
@@ -82,12 +84,20 @@ impl Executor {
                 }
                 Err(e) => e,
             };
+            if e.kind() == ErrorKind::OutcomeUnknown {
+                swap.doubt = true;
+                doubt.arises(self, &e);
+            }
             let passes = e.is_transient() || e.kind() == ErrorKind::OutcomeUnknown;
-            swap.doubt |= e.kind() == ErrorKind::OutcomeUnknown;
             if passes && backoff.again(&*self.clock).await {
                 continue;
             }
-            return match self.happened(swap).await? {
+            // Over before it was sent: what an earlier call left in doubt stays so, and is asked for by the next one.
+            let gone = matches!(e.kind(), ErrorKind::Cancelled | ErrorKind::DeadlineExceeded);
+            if gone {
+                return Err(if swap.doubt { unknown(&e) } else { e });
+            }
+            return match doubt.go_on(self).happened(swap).await? {
                 Some(rev) => Ok(Swapped::Done(rev)),
                 // It can still arrive: only a condition that has become false ends the doubt.
                 None if swap.doubt && passes => Err(unknown(&e)),

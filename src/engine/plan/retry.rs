@@ -1,10 +1,12 @@
 //! Waiting between tries, on the injected clock.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::execute::Executor;
 use crate::engine::clock::Clock;
-use crate::engine::error::Result;
+use crate::engine::error::{Error, Result};
 
 /// Grows from 50 ms by two to 2 s.
 #[derive(Clone, Copy, Debug)]
@@ -51,5 +53,38 @@ where
             Err(e) if e.is_transient() && backoff.again(clock).await => {}
             done => return done,
         }
+    }
+}
+
+/// A write that may have happened. What is sent after it settles it, so it does not end with whoever asked for the write
+/// (`spec/lifecycle.md` §7 rules 4 and 5).
+#[derive(Default)]
+pub(super) struct Doubt {
+    first: Option<Error>,
+    settling: Option<Arc<Executor>>,
+}
+
+impl Doubt {
+    /// With whom to go on.
+    pub fn go_on<'a>(&'a self, first: &'a Executor) -> &'a Executor {
+        self.settling.as_deref().unwrap_or(first)
+    }
+
+    /// A try of `asked` came to `e`, an unknown outcome.
+    pub fn arises(&mut self, asked: &Executor, e: &Error) {
+        self.first.get_or_insert_with(|| e.clone());
+        if self.settling.is_none() && asked.scope().is_over() {
+            self.settling = Some(asked.detached("settle a write"));
+        }
+    }
+
+    /// Whether there is any.
+    pub fn is_there(&self) -> bool {
+        self.first.is_some()
+    }
+
+    /// What is told in the end: a try that certainly failed does not settle one before it.
+    pub fn instead_of(&self, e: Error) -> Error {
+        self.first.clone().unwrap_or(e)
     }
 }

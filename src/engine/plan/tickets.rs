@@ -4,14 +4,14 @@
 
 use super::execute::Executor;
 use super::journal::{Audit, AuditKey, Keys, from_json, json};
-use super::retry::{Backoff, TRIES, calm};
+use super::retry::{Backoff, Doubt, TRIES, calm};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, MetaRev};
-use crate::engine::meta::{Cond, MetaRead, Outcome, RangeOpts, Span, Txn, Write};
+use crate::engine::meta::{Cond, MetaReader, Outcome, RangeOpts, Span, Txn, Write};
 use crate::engine::model::tickets::Ticket;
 
 /// All tickets with the revisions of their records. One that cannot be read pauses everything (law 5).
-pub async fn tickets(meta: &dyn MetaRead, keys: &Keys) -> Result<Vec<(Ticket, MetaRev)>> {
+pub async fn tickets(meta: &MetaReader, keys: &Keys) -> Result<Vec<(Ticket, MetaRev)>> {
     let prefix = keys.tickets();
     let page = meta.range_all(&Span::prefix(&prefix)).await?;
     let read = page.kvs.into_iter().map(|kv| {
@@ -97,12 +97,12 @@ impl Executor {
             writes: vec![write, record],
         };
         let mut backoff = Backoff::new(TRIES);
-        let mut sent = false;
+        let mut doubt = Doubt::default();
         loop {
-            match self.meta.txn(txn.clone()).await {
+            match doubt.go_on(self).meta.txn(txn.clone()).await {
                 Ok(Outcome::Committed { .. }) => return Ok(()),
                 // An earlier try of ours may have gone through: the caller looks.
-                Ok(Outcome::Refused { .. }) if sent => return Ok(()),
+                Ok(Outcome::Refused { .. }) if doubt.is_there() => return Ok(()),
                 Ok(Outcome::Refused { .. }) => {
                     return Err(Error::new(
                         ErrorKind::Conflict,
@@ -111,12 +111,14 @@ impl Executor {
                     .fix("look with: falconer gc tickets"));
                 }
                 Err(e) if e.is_transient() || e.kind() == ErrorKind::OutcomeUnknown => {
-                    sent |= e.kind() == ErrorKind::OutcomeUnknown;
+                    if e.kind() == ErrorKind::OutcomeUnknown {
+                        doubt.arises(self, &e);
+                    }
                     if !backoff.again(&*self.clock).await {
-                        return Err(e);
+                        return Err(doubt.instead_of(e));
                     }
                 }
-                Err(e) => return Err(e),
+                Err(e) => return Err(doubt.instead_of(e)),
             }
         }
     }

@@ -14,6 +14,7 @@ use crate::engine::format::keys::{Family, Key, ParsedKey};
 use crate::engine::format::pb::streaming::CChannelMeta;
 use crate::engine::format::vchannel::{ChannelName, control};
 use crate::engine::ids::{MetaKey, Term, VChannel};
+use crate::engine::meta::scope::Scope;
 use crate::engine::meta::{Cond, RangeOpts, Span, Write};
 use crate::engine::plan::execute::Executor;
 use crate::engine::plan::ledger::Swap;
@@ -22,24 +23,37 @@ use crate::engine::plan::retry::calm;
 /// The logs that are open, by physical channel.
 pub type OpenLogs = Arc<BTreeMap<String, Arc<dyn Wal>>>;
 
-/// The root's channels. The executor must own the root as long as they are used.
+/// The root's channels. The executor must own the root as long as they are used. A clone is the same ones.
+#[derive(Clone)]
 pub struct Channels {
     executor: Arc<Executor>,
+    /// On whose behalf logs are open: they outlive whoever needed them first.
+    home: Arc<Executor>,
     open: watch::Sender<OpenLogs>,
     /// One opening at a time: two in one process would fence each other.
-    gate: tokio::sync::Mutex<()>,
-    control: Mutex<Option<VChannel>>,
+    gate: Arc<tokio::sync::Mutex<()>>,
+    control: Arc<Mutex<Option<VChannel>>>,
 }
 
 impl Channels {
     /// None is open yet.
     pub fn new(executor: Arc<Executor>) -> Arc<Self> {
         Arc::new(Self {
+            home: executor.clone(),
             executor,
             open: watch::Sender::new(OpenLogs::default()),
-            gate: tokio::sync::Mutex::default(),
-            control: Mutex::default(),
+            gate: Arc::default(),
+            control: Arc::default(),
         })
+    }
+
+    /// The same on behalf of another. What is opened by it stays open.
+    #[must_use]
+    pub fn within(&self, scope: &Scope) -> Self {
+        Self {
+            executor: self.executor.within(scope),
+            ..self.clone()
+        }
     }
 
     /// The logs that are open, as they are opened.
@@ -58,12 +72,14 @@ impl Channels {
 
     /// The log of a physical channel. One that has ended is opened again, under the next term.
     pub async fn log(&self, pchannel: &str) -> Result<Arc<dyn Wal>> {
-        let _gate = self.gate.lock().await;
+        let _gate = self.executor.scope().wait(self.gate.lock()).await?;
         let held = self.open.borrow().get(pchannel).cloned();
         if let Some(log) = held.filter(|log| log.end().borrow().ended.is_none()) {
             return Ok(log);
         }
-        let log: Arc<dyn Wal> = Log::open(self.executor.clone(), pchannel).await?;
+        let scope = self.home.scope();
+        let scope = scope.begun_by(self.executor.scope(), format!("log of {pchannel}"));
+        let log: Arc<dyn Wal> = Log::open(self.home.within(&scope), pchannel).await?;
         self.open.send_modify(|open| {
             let mut all = (**open).clone();
             all.insert(pchannel.to_owned(), log.clone());

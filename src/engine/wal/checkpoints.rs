@@ -17,6 +17,7 @@ use crate::engine::format::pb::msg::MsgPosition;
 use crate::engine::format::vchannel::ChannelName;
 use crate::engine::format::wire::Patch;
 use crate::engine::ids::{MessageId, MetaKey, Term, Tso, VChannel};
+use crate::engine::meta::scope::Scope;
 use crate::engine::meta::{KeyValue, Span, Write};
 use crate::engine::model::checkpoint::{Need, accepts, cut_below, dropped, need, reached};
 use crate::engine::plan::execute::Executor;
@@ -55,13 +56,14 @@ pub struct Refusal {
     pub why: String,
 }
 
-/// The checkpoints.
+/// The checkpoints. A clone is the same ones.
+#[derive(Clone)]
 pub struct Checkpoints {
     executor: Arc<Executor>,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
     /// Counts changes: whoever waits for a checkpoint looks again.
     changed: watch::Sender<u64>,
-    gate: tokio::sync::Mutex<()>,
+    gate: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -129,10 +131,24 @@ impl Checkpoints {
         }
         Ok(Arc::new(Self {
             executor,
-            state: Mutex::new(state),
+            state: Arc::new(Mutex::new(state)),
             changed: watch::Sender::new(0),
-            gate: tokio::sync::Mutex::default(),
+            gate: Arc::default(),
         }))
+    }
+
+    /// The same on behalf of another.
+    #[must_use]
+    pub fn within(&self, scope: &Scope) -> Self {
+        Self {
+            executor: self.executor.within(scope),
+            ..self.clone()
+        }
+    }
+
+    /// Waits for its turn as long as the scope lasts.
+    async fn turn(&self) -> Result<tokio::sync::MutexGuard<'_, ()>> {
+        self.executor.scope().wait(self.gate.lock()).await
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -263,7 +279,7 @@ impl Checkpoints {
 
     /// Channels of a new collection: the mark `non-removed`, then the first checkpoint. Twice is once, and what is dropped stays so (I2.5).
     pub async fn create(&self, channels: Vec<(VChannel, MsgPosition)>) -> Result<()> {
-        let gate = self.gate.lock().await;
+        let gate = self.turn().await?;
         for (channel, _) in &channels {
             if self.state().marks.contains_key(channel) {
                 continue;
@@ -308,7 +324,7 @@ impl Checkpoints {
         mut latest: BTreeMap<VChannel, MsgPosition>,
         refused: &mut Vec<Refusal>,
     ) -> Result<()> {
-        let _gate = self.gate.lock().await;
+        let _gate = self.turn().await?;
         let mut backoff = Backoff::new(TRIES);
         while !latest.is_empty() {
             self.refresh(latest.keys().cloned().collect()).await?;

@@ -33,7 +33,7 @@ pub async fn step(cx: &JobCx, state: State) -> Result<Next<State>> {
 
 /// By name, as they stand at one revision.
 async fn keys(cx: &JobCx, state: State) -> Result<Next<State>> {
-    let (rev, kvs) = all_keys(&*cx.meta, &cx.roots).await?;
+    let (rev, kvs) = all_keys(&cx.meta, &cx.roots).await?;
     if kvs.is_empty() {
         return Ok(Next::Step(state.to(Step::UndoObjects)));
     }

@@ -10,7 +10,8 @@ use crate::engine::clock::Clock;
 use crate::engine::error::{ErrorKind, Result};
 use crate::engine::ids::{JobId, KeyPrefix, MetaKey, MetaRev};
 use crate::engine::jobs::board::Board;
-use crate::engine::meta::{Event, KeyValue, MetaRead, RangeOpts, Span};
+use crate::engine::meta::scope::Scope;
+use crate::engine::meta::{Event, KeyValue, MetaReader, RangeOpts, Span};
 use crate::engine::model::jobs::JobsView;
 use crate::engine::model::quarantine::Quarantine;
 use crate::engine::model::tickets::Ticket;
@@ -23,7 +24,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// All job records as they stand: one short range each, because markers and pre-images lie between them. With the revision of
 /// the first range.
 pub(in crate::engine::jobs) async fn records(
-    meta: &dyn MetaRead,
+    meta: &MetaReader,
     keys: &Keys,
 ) -> Result<(Vec<KeyValue>, MetaRev)> {
     let mut span = Span::prefix(&keys.jobs());
@@ -47,20 +48,29 @@ pub(in crate::engine::jobs) async fn records(
 }
 
 /// The journal of one root.
+#[derive(Clone)]
 pub(in crate::engine::jobs) struct Journal {
-    meta: Arc<dyn MetaRead>,
+    meta: MetaReader,
     keys: Keys,
     board: Arc<Board>,
 }
 
 impl Journal {
-    pub fn new(meta: Arc<dyn MetaRead>, keys: Keys, board: Arc<Board>) -> Self {
+    /// The same on behalf of another.
+    pub fn within(&self, scope: &Scope) -> Self {
+        Self {
+            meta: self.meta.within(scope),
+            ..self.clone()
+        }
+    }
+
+    pub fn new(meta: MetaReader, keys: Keys, board: Arc<Board>) -> Self {
         Self { meta, keys, board }
     }
 
     /// Learns all job records. Answers the revision of the first range, from which a watch misses nothing.
     pub async fn read(&self) -> Result<MetaRev> {
-        let (kvs, rev) = records(&*self.meta, &self.keys).await?;
+        let (kvs, rev) = records(&self.meta, &self.keys).await?;
         for kv in kvs {
             if let Some(record) = self.record(&kv.key, &kv.value) {
                 self.board.learn(record);
@@ -201,12 +211,14 @@ impl Journal {
 
 /// Shows the jobs that other processes run, where none can be run. The task ends when every receiver is gone.
 pub fn look_on(
-    meta: Arc<dyn MetaRead>,
+    meta: MetaReader,
     roots: &Roots,
     clock: Arc<dyn Clock>,
 ) -> watch::Receiver<Arc<JobsView>> {
     let board = Arc::new(Board::new());
     let view = board.subscribe();
+    let meta = meta.within(&meta.scope().child("loop: following the jobs of others"));
+    let ended = meta.scope().token().clone();
     let journal = Journal::new(meta, Keys::new(roots), board.clone());
     tokio::spawn(async move {
         let following = async {
@@ -228,6 +240,7 @@ pub fn look_on(
             () = following => {}
             () = board.publish(clock.clone()) => {}
             () = board.unseen() => {}
+            () = ended.cancelled() => {}
         }
     });
     view

@@ -10,7 +10,7 @@ impl Inner {
     pub(super) async fn plan_ticket(&self, intent: &Intent) -> Result<Plan> {
         let executor = &self.executor;
         let now = executor.clock().now();
-        tickets::plan(&*executor.reader(), executor.keys(), intent, now).await
+        tickets::plan(&executor.reader(), executor.keys(), intent, now).await
     }
 
     /// Writes it; answers what is so now.
@@ -37,7 +37,7 @@ impl Inner {
                 Ok(ticket.to_string())
             }
             Intent::ResumeGc { ticket } => {
-                let all = tickets::read(&*executor.reader(), executor.keys()).await?;
+                let all = tickets::read(&executor.reader(), executor.keys()).await?;
                 let (ticket, rev) = tickets::find(&all, ticket.as_deref())?;
                 executor.resume(&ticket.id, *rev, &plan.hash).await?;
                 let left: Vec<String> = all

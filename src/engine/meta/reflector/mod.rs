@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use self::picture::Picture;
-use super::{DEFAULT_PAGE, MetaRead, Page, RangeOpts, Span, WatchBatch};
+use super::{DEFAULT_PAGE, MetaReader, Page, RangeOpts, Span, WatchBatch};
 use crate::engine::clock::{Clock, Entropy};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{MetaKey, MetaRev, UnixMs};
@@ -88,7 +88,7 @@ pub enum ReflectorEvent {
 
 /// Follows one span of one store.
 pub struct Reflector {
-    source: Arc<dyn MetaRead>,
+    source: MetaReader,
     span: Span,
     /// Keys of the next page; 0 = the store's default.
     page: usize,
@@ -182,7 +182,7 @@ async fn say(out: &Out, event: ReflectorEvent) -> Result<(), End> {
 impl Reflector {
     /// Follows `span` of `source`.
     pub fn new(
-        source: Arc<dyn MetaRead>,
+        source: MetaReader,
         span: Span,
         clock: Arc<dyn Clock>,
         entropy: Arc<dyn Entropy>,
@@ -210,18 +210,20 @@ impl Reflector {
         self
     }
 
-    /// Runs as a task of the current runtime until the receiver is dropped.
+    /// Runs as a task of the current runtime until the receiver is dropped, or the scope ends.
     pub fn start(self) -> mpsc::Receiver<ReflectorEvent> {
         let (out, events) = mpsc::channel(QUEUE);
         tokio::spawn(self.run(out));
         events
     }
 
-    /// Runs until the receiver of `out` is dropped.
+    /// Runs until the receiver of `out` is dropped, or the scope that the source is bound to ends.
     pub async fn run(mut self, out: Out) {
+        let ended = self.source.scope().token().clone();
         loop {
             let why = tokio::select! {
                 () = out.closed() => return,
+                () = ended.cancelled() => return,
                 end = self.session(&out) => match end {
                     Ok(never) => match never {},
                     Err(End::Closed) => return,
@@ -351,7 +353,7 @@ impl Reflector {
     }
 
     fn fetch(&self, rest: Span) -> Fetch {
-        let source = Arc::clone(&self.source);
+        let source = self.source.clone();
         let opts = self.opts(None, false);
         let mut task = JoinSet::new();
         task.spawn(async move { source.range(&rest, opts).await });
