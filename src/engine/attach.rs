@@ -213,7 +213,7 @@ pub async fn connect(
     clock: &Arc<dyn Clock>,
     scope: &Scope,
 ) -> Result<Meta> {
-    let store = EtcdStore::connect(etcd, clock.clone());
+    let store = Box::pin(EtcdStore::connect(etcd, clock.clone()));
     let store = scope.wait(store).await??;
     Ok(match access {
         Access::ReadOnly => Meta::of(Arc::new(store), scope),

@@ -279,7 +279,7 @@ impl World {
         };
         // Without a runner the jobs of other processes are shown, as they journal them.
         let view = runner.as_ref().map_or_else(
-            || look_on(reader, &self.roots, self.shown.clock.clone()),
+            || look_on(&reader, &self.roots, self.shown.clock.clone()),
             |runner| runner.view.clone(),
         );
         // Jobs are shown, and their ends told, until the last client is gone; then the root is given back.

@@ -59,7 +59,13 @@ impl Inner {
                 Err(e) => return drop(told.send(Err(e))),
             }
         };
-        let cell = Cell::new(executor, task, note, guard.turn.take(), self.changed.clone());
+        let cell = Cell::new(
+            executor,
+            task,
+            note,
+            guard.turn.take(),
+            self.changed.clone(),
+        );
         self.state().tasks.insert(id, cell.clone());
         self.seen();
         let ticket = Ticket {

@@ -88,6 +88,10 @@ pub struct RunnerHandle {
 impl Runner {
     /// Starts: reads the journal, takes up what is unfinished, follows what other processes do. Ends with the executor's scope. Needs a
     /// tokio runtime.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "given away: only the runner writes from now on"
+    )]
     pub fn start(executor: Arc<Executor>, registry: Registry) -> RunnerHandle {
         let life = executor.scope().child("jobs");
         let executor = executor.within(&life);

@@ -85,7 +85,7 @@ impl<S: ?Sized> Scoped<S> {
         let done = tokio::select! {
             biased;
             done = sent.instrument(span) => done,
-            why = scope.over() => Err(if write { in_doubt(&why) } else { why }).map_err(about),
+            why = scope.over() => Err(about(if write { in_doubt(&why) } else { why })),
         };
         entry.close(done.as_ref().err().map(Error::kind));
         done

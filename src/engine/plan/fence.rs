@@ -245,7 +245,10 @@ impl Fence {
     }
 
     fn granted(&self) -> MutexGuard<'_, BTreeMap<i64, Bytes>> {
-        self.ours.granted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ours
+            .granted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Conditions of every transaction into the Milvus root.

@@ -211,7 +211,7 @@ impl Journal {
 
 /// Shows the jobs that other processes run, where none can be run. The task ends when every receiver is gone.
 pub fn look_on(
-    meta: MetaReader,
+    meta: &MetaReader,
     roots: &Roots,
     clock: Arc<dyn Clock>,
 ) -> watch::Receiver<Arc<JobsView>> {
