@@ -1,6 +1,8 @@
 //! One sweep for every verb that writes: each store operation of a run fails, or the process dies at it; then it is taken up again,
 //! and `support::sound` must hold. An ordinary run takes a sample of the points, `tools/sweep` all of them.
 
+#[path = "sweep/cancelled.rs"]
+mod cancelled;
 mod support;
 
 use std::collections::BTreeSet;

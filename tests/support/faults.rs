@@ -39,6 +39,10 @@ pub enum Mode {
     CrashBefore,
     /// It happens, and nothing after it does.
     CrashAfter,
+    /// Whoever asked is cancelled before it happens ([`Faults::on_cancel`]).
+    CancelBefore,
+    /// It happens, and whoever asked is cancelled before he hears of it.
+    CancelAfter,
 }
 
 /// One operation of a run.
@@ -56,12 +60,18 @@ pub struct Faults {
     crash: Notify,
     /// Object operations that say this are refused, every time.
     refused: Option<String>,
+    cancel: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
+
+/// Turns that others get while a call is under way whose caller has been cancelled.
+const TURNS: usize = 8;
 
 enum Act {
     Go,
     Before,
     After,
+    /// It takes a while, and whoever waits for it may be gone before it happens, or after.
+    Slow(bool),
     /// The process is dead: nothing is done and nobody is told.
     Never,
 }
@@ -84,6 +94,7 @@ impl Faults {
             dead: AtomicBool::new(false),
             crash: Notify::new(),
             refused: None,
+            cancel: Mutex::default(),
         })
     }
 
@@ -95,7 +106,35 @@ impl Faults {
             dead: AtomicBool::new(false),
             crash: Notify::new(),
             refused: Some(what.to_owned()),
+            cancel: Mutex::default(),
         })
+    }
+
+    /// What cancels whoever asks.
+    pub fn on_cancel(&self, cancel: impl Fn() + Send + 'static) {
+        *self.cancel.lock().unwrap() = Some(Box::new(cancel));
+    }
+
+    fn cancel(&self) {
+        if let Some(cancel) = &*self.cancel.lock().unwrap() {
+            cancel();
+        }
+    }
+
+    async fn slow<T>(&self, happens: bool, call: impl Future<Output = T>) -> T {
+        if !happens {
+            self.cancel();
+            for _ in 0..TURNS {
+                tokio::task::yield_now().await;
+            }
+            return call.await;
+        }
+        let done = call.await;
+        self.cancel();
+        for _ in 0..TURNS {
+            tokio::task::yield_now().await;
+        }
+        done
     }
 
     pub fn ops(&self) -> Vec<Op> {
@@ -146,6 +185,8 @@ impl Faults {
                     self.kill();
                     Act::After
                 }
+                Mode::CancelBefore => Act::Slow(false),
+                Mode::CancelAfter => Act::Slow(true),
             },
             _ => Act::Go,
         }
@@ -169,6 +210,7 @@ impl FaultMeta {
         tokio::task::yield_now().await;
         match self.faults.enter(what.clone(), false) {
             Act::Go => call.await,
+            Act::Slow(happens) => self.faults.slow(happens, call).await,
             Act::Before | Act::After => Err(unreachable(&what)),
             Act::Never => std::future::pending().await,
         }
@@ -178,6 +220,7 @@ impl FaultMeta {
         tokio::task::yield_now().await;
         match self.faults.enter(what.clone(), true) {
             Act::Go => call.await,
+            Act::Slow(happens) => self.faults.slow(happens, call).await,
             Act::Before => Err(unreachable(&what)),
             Act::Never => std::future::pending().await,
             Act::After => {
@@ -290,6 +333,7 @@ impl FaultObjects {
         }
         match self.faults.enter(what.clone(), write) {
             Act::Go => call.await,
+            Act::Slow(happens) => self.faults.slow(happens, call).await,
             Act::Before => Err(fail(what)),
             Act::Never => std::future::pending().await,
             Act::After => {
@@ -378,6 +422,10 @@ impl ObjectStore for FaultObjects {
         let what = format!("list {}", prefix.map_or("", |p| p.as_ref()));
         match self.faults.enter(what.clone(), false) {
             Act::Go => self.inner.list(prefix),
+            Act::Slow(_) => {
+                self.faults.cancel();
+                self.inner.list(prefix)
+            }
             Act::Never => futures::stream::pending().boxed(),
             Act::Before | Act::After => futures::stream::once(async move {
                 Err(object_store::Error::Generic {
@@ -603,6 +651,47 @@ pub async fn sweep_some(
         check(&world, &label).await;
     }
     1 + all
+}
+
+/// The sweep of cancellations: at each operation whoever asked is cancelled, once before it happens and once before he hears of it.
+/// `drive` runs until that process is done with it, `again` is the next process, which is not cancelled. Returns the number of points.
+pub async fn cancel_sweep(
+    sample: usize,
+    object_root: &str,
+    make: impl AsyncFn() -> World,
+    drive: impl AsyncFn(&Stores) -> Result<()>,
+    again: impl AsyncFn(&Stores, &str),
+    check: impl AsyncFn(&World, &str),
+) -> usize {
+    let world = make().await;
+    let faults = Faults::none();
+    drive(&world.open(&faults, object_root))
+        .await
+        .expect("the run that nobody cancels");
+    let ops = faults.ops();
+    let points: Vec<(usize, Mode)> = (0..ops.len())
+        .flat_map(|i| [(i, Mode::CancelBefore), (i, Mode::CancelAfter)])
+        .collect();
+    let all = points.len();
+    let (points, seed) = sampled(points, sample);
+    println!(
+        "cancelled at {} of {all} points (seed {seed})",
+        points.len()
+    );
+    for (i, mode) in points {
+        let label = format!("{mode:?} at {i} of {}: {}", ops.len(), ops[i].what);
+        let world = make().await;
+        let stores = world.open(&Faults::at(i, mode), object_root);
+        in_time(&label, drive(&stores))
+            .await
+            .unwrap_or_else(|e| panic!("{label}: {e}"));
+        drop(stores);
+        world.bury().await;
+        let next = world.open(&Faults::none(), object_root);
+        in_time(&label, again(&next, &label)).await;
+        check(&world, &label).await;
+    }
+    all
 }
 
 /// A run that never ends fails, and says at which fault. Virtual time: this costs nothing.
