@@ -124,6 +124,16 @@ fn help_of_every_command() {
         "",
         "get",
         "describe",
+        "collection",
+        "collection create",
+        "collection drop",
+        "collection truncate",
+        "partition",
+        "partition create",
+        "partition drop",
+        "index",
+        "index create",
+        "index drop",
         "snapshot",
         "snapshot create",
         "snapshot list",
@@ -158,6 +168,7 @@ fn help_of_every_command() {
         "quarantine purge",
         "doctor",
         "demo",
+        "init",
         "config",
         "completions",
     ] {
@@ -860,4 +871,54 @@ fn jsonl_tells_the_end_of_a_job() {
         .collect();
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(lines.last().unwrap()["state"], "verified", "{lines:?}");
+}
+
+/// The whole life of a collection in a fresh embedded store, by commands alone.
+#[test]
+fn ddl_from_the_command_line() {
+    let home = Home::new();
+    let file = home.path("books.json");
+    let schema = serde_json::json!({
+        "shards": 2,
+        "dynamic": true,
+        "fields": [
+            {"name": "id", "type": "int64", "primary": true, "auto_id": true},
+            {"name": "tags", "type": "array", "element": "varchar", "max_length": 32, "max_capacity": 16},
+        ],
+    });
+    std::fs::write(&file, schema.to_string()).unwrap();
+    let file = file.to_str().unwrap();
+    let vector = ["--field", "v:float_vector:8"];
+    let create = [["collection", "create"], ["books", "--schema"]].concat();
+    let create = [&create[..], &[file], &vector].concat();
+    let planned = home.json(&[&create[..], &["--plan", "-o", "json"]].concat());
+    assert_eq!(planned["danger"], "low");
+    let made = home.run(&create);
+    assert_eq!(made.code, Some(0), "{}{}", made.out, made.err);
+    let again = home.run(&create);
+    assert_eq!(again.code, Some(4), "{}", again.err);
+    assert!(again.err.contains("books exists"), "{}", again.err);
+    let bad = home.run(&["collection", "create", "x", "--field", "id:int64"]);
+    assert_eq!(bad.code, Some(4), "{}", bad.err);
+    assert!(bad.err.contains("primary key"), "{}", bad.err);
+
+    let done = |args: &[&str]| {
+        let said = home.run(args);
+        assert_eq!(said.code, Some(0), "{args:?}: {}{}", said.out, said.err);
+    };
+    done(&["partition", "create", "books", "y2026"]);
+    done(&["index", "create", "books", "v", "--type", "HNSW", "--metric", "L2", "--param", "M=16"]);
+    let got = home.json(&["get", "partitions", "-c", "books", "-o", "json"]);
+    assert_eq!(got["items"].as_array().map(Vec::len), Some(2), "{got}");
+    let untyped = home.run(&["collection", "truncate", "books", "--yes"]);
+    assert_eq!(untyped.code, Some(2), "{}", untyped.err);
+    assert!(untyped.err.contains("--confirm books"), "{}", untyped.err);
+    done(&["collection", "truncate", "books", "--confirm", "books"]);
+    done(&["partition", "drop", "books", "y2026", "--confirm", "y2026"]);
+    done(&["index", "drop", "books", "v", "--yes"]);
+    done(&["collection", "drop", "books", "--confirm", "books"]);
+    let got = home.json(&["get", "collections", "-o", "json"]);
+    assert_eq!(got["items"].as_array().map(Vec::len), Some(0), "{got}");
+    // The name is free again.
+    done(&create);
 }

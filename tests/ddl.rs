@@ -1,7 +1,15 @@
 //! DDL effects over the captured cluster's own records: applied in part, computed anew and applied again, they end in the same records;
 //! what they leave is what the rules say; and no member that this version does not know is lost.
 
+#[path = "ddl/life.rs"]
+mod life;
+#[path = "ddl/run.rs"]
+mod run;
+#[path = "ddl/servers.rs"]
+mod servers;
 mod support;
+#[path = "ddl/sweep.rs"]
+mod sweep;
 
 use std::collections::BTreeMap;
 

@@ -39,6 +39,23 @@ const LIFE: &[&[&str]] = &[
         "--yes",
     ],
     &["snapshot", "drop", "again", "--confirm", "again"],
+    &[
+        "collection", "create", "notes", "--field", "id:int64:pk", "--field", "v:float_vector:8",
+    ],
+    &["partition", "create", "notes", "p1"],
+    &[
+        "index", "create", "notes", "v", "--type", "HNSW", "--metric", "L2",
+    ],
+    &["partition", "drop", "notes", "p1", "--confirm", "p1"],
+    &["index", "drop", "notes", "v", "--yes"],
+    &["collection", "truncate", "notes", "--confirm", "notes"],
+    &[
+        "collection",
+        "drop",
+        "analytics/books_copy",
+        "--confirm",
+        "books_copy",
+    ],
 ];
 
 /// Key families that such a life fills.

@@ -1,6 +1,7 @@
 //! The command line: an equal client of the engine's [`Handle`]. Every screen is a subcommand (`get KIND`), every verb too.
 //! Exit codes are documented in `docs/cli.md` and made in [`exit_code`].
 
+pub mod ddl;
 pub mod gc;
 mod jobs;
 mod output;
@@ -15,6 +16,7 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::handle::{Conn, Handle};
 use crate::engine::model::jobs::JobState;
 
+use ddl::{CollectionCommand, IndexCommand, InitArgs, PartitionCommand};
 use gc::{GcCommand, OrphansCommand, QuarantineCommand};
 
 /// See, snapshot, restore, verify and clean up a Milvus-format cluster, with every coordinator down.
@@ -81,6 +83,15 @@ pub enum Command {
     Get(GetArgs),
     /// Everything known of one thing: decoded fields, related things, raw keys.
     Describe(DescribeArgs),
+    /// Create, drop and truncate collections, in a root of Falconer's own.
+    #[command(subcommand)]
+    Collection(CollectionCommand),
+    /// Create and drop partitions, in a root of Falconer's own.
+    #[command(subcommand)]
+    Partition(PartitionCommand),
+    /// Define indexes and take them away, in a root of Falconer's own.
+    #[command(subcommand)]
+    Index(IndexCommand),
     /// Create, list, describe and drop snapshots.
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
@@ -100,6 +111,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Build a small living cluster in the embedded store.
     Demo(ApplyArgs),
+    /// Make an empty root on etcd and a bucket Falconer's own. An embedded store needs none.
+    Init(InitArgs),
     /// Every setting with where it came from, secrets masked.
     Config(OutputArgs),
     /// Shell completion.
@@ -460,6 +473,10 @@ pub async fn run(command: Command, handle: Handle, out: &mut (dyn Write + Send))
             verbs::known(&mut handle, &args.kind).await?;
             verbs::describe(&handle, &args, out).await.map(|()| 0)
         }
+        Command::Collection(command) => ddl::collections(&mut handle, command, out).await,
+        Command::Partition(command) => ddl::partitions(&mut handle, command, out).await,
+        Command::Index(command) => ddl::indexes(&mut handle, command, out).await,
+        Command::Init(args) => ddl::init(&mut handle, &args, out).await,
         Command::Snapshot(command) => verbs::snapshot(&mut handle, command, out).await,
         Command::Restore(command) => verbs::restore(&mut handle, command, out).await,
         Command::Export(command) => verbs::export(&mut handle, command, out).await,
@@ -538,8 +555,12 @@ impl Command {
                 QuarantineCommand::Restore { apply, .. } | QuarantineCommand::Purge { apply, .. },
             )
             | Self::Demo(apply) => apply.plan,
-            // Only a process that may write plans a pause: nobody else could write it.
-            Self::Gc(GcCommand::Pause { .. } | GcCommand::Resume { .. })
+            Self::Collection(command) => command.apply().plan,
+            Self::Partition(command) => command.apply().plan,
+            Self::Index(command) => command.apply().plan,
+            // Only a process that may write plans a pause or a root: nobody else could write it.
+            Self::Init(_)
+            | Self::Gc(GcCommand::Pause { .. } | GcCommand::Resume { .. })
             | Self::Restore(
                 RestoreCommand::Watch { .. }
                 | RestoreCommand::Retry { .. }

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod broadcast;
 pub mod clock;
+pub mod coordinator;
 pub mod doctor;
 pub mod dump;
 mod dynamic;
@@ -268,7 +269,8 @@ impl World {
                 self.roots.clone(),
                 self.shown.clock.clone(),
                 self.registry(),
-            ),
+            )
+            .embedded(self.is_embedded),
             meta: reader.clone(),
             objects: self.objects.clone(),
             roots: self.roots.clone(),
@@ -376,6 +378,7 @@ pub fn registry(tolerances: Tolerances, keeper: &Keeper) -> Registry {
         .with(jobs::snapshot_unpin::UnpinSnapshot)
         .with(jobs::snapshot_verify::VerifySnapshot)
         .with(jobs::demo::Demo)
+        .with(jobs::ddl::Ddl)
 }
 
 /// Everything under the root: what the catalog is made of.

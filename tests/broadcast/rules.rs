@@ -132,10 +132,7 @@ async fn one_life(stores: &Stores) {
                 == 2
         {
             assert!(
-                shown[0]
-                    .waiting
-                    .to_string()
-                    .contains("ms behind the message"),
+                shown[0].waiting.to_string().contains(" behind the message"),
                 "{}",
                 shown[0].waiting
             );

@@ -9,10 +9,10 @@ use super::pace::Pace;
 use super::{Acked, AllAcked, Cell, Guard, Inner, Note, Ticket};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Key;
-use crate::engine::ids::{BroadcastId, JobId, MetaKey, MetaRev, Tso};
+use crate::engine::ids::{BroadcastId, MetaKey, MetaRev, Tso};
 use crate::engine::meta::{Cond, Write};
 use crate::engine::model::broadcast::{AckedAt, Task};
-use crate::engine::plan::execute::{Executor, Who};
+use crate::engine::plan::execute::Executor;
 use crate::engine::plan::journal::json;
 use crate::engine::plan::ledger::{Swap, Swapped};
 
@@ -29,6 +29,7 @@ impl Inner {
         task: Task,
         note: Note,
         mut guard: Guard,
+        epoch: Option<u64>,
         told: oneshot::Sender<Result<Ticket>>,
     ) {
         let id = task.id();
@@ -41,11 +42,19 @@ impl Inner {
             ],
             Err(e) => return drop(told.send(Err(e))),
         };
-        let mut swap = Swap::new(vec![Cond::Absent(key)], writes);
+        let mut conds = vec![Cond::Absent(key)];
+        let held = self.parts.executor.keys().epoch();
+        conds.extend(epoch.map(|epoch| Cond::ValueIs(held, epoch.to_string().into())));
+        let mut swap = Swap::new(conds, writes);
         let mut pace = Pace::new();
         let rev = loop {
             match executor.swap(&mut swap).await {
                 Ok(Swapped::Done(rev)) => break rev,
+                Ok(Swapped::Refused(_))
+                    if epoch.is_some() && self.parts.executor.fence().epoch() != epoch =>
+                {
+                    return drop(told.send(Err(self.parts.executor.fence().lost())));
+                }
                 Ok(Swapped::Refused(_)) => {
                     let e = Error::new(
                         ErrorKind::Conflict,
@@ -205,6 +214,7 @@ impl Inner {
                         tick: copy.appended.map_or(Tso::UNSET, |(_, tick)| tick),
                     },
                     scope: cell.executor.scope().clone(),
+                    who: cell.who(task.id()),
                 }
             };
             let done = self.parts.callbacks.ack_once(&acked).await;
@@ -243,11 +253,7 @@ impl Inner {
                     .iter()
                     .filter_map(|c| Some((c.channel.clone(), c.acked?)))
                     .collect(),
-                who: Who {
-                    job: JobId(task.id().0),
-                    plan: cell.note.plan.clone(),
-                    epoch: None,
-                },
+                who: cell.who(task.id()),
                 scope: cell.executor.scope().clone(),
             }
         };

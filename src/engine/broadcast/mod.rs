@@ -64,6 +64,8 @@ pub struct Acked {
     pub at: AckedAt,
     /// On whose behalf: the broadcast's own, which outlives whoever asked for it.
     pub scope: Scope,
+    /// As of [`AllAcked::who`].
+    pub who: Who,
 }
 
 /// Every channel's.
@@ -251,6 +253,14 @@ impl Cell {
         lock(&self.task)
     }
 
+    fn who(&self, id: BroadcastId) -> Who {
+        Who {
+            job: JobId(id.0),
+            plan: self.note.plan.clone(),
+            epoch: None,
+        }
+    }
+
     /// A try failed: what it was at, of which channel, and why.
     fn fails(&self, at: &'static str, channel: Option<VChannel>, e: Error) {
         let mut doing = lock(&self.doing);
@@ -400,8 +410,10 @@ impl Broadcaster {
         let (told, created) = oneshot::channel();
         scope.check()?;
         // A task of its own: a caller that leaves must not leave a record without its keys.
+        // Resting on what was read under an epoch, it is not created under another one.
+        let epoch = who.epoch;
         let own = inner.bound(&task, Some(scope));
-        inner.spawn(inner.clone().create(own, task, note, guard, told));
+        inner.spawn(inner.clone().create(own, task, note, guard, epoch, told));
         let unknown =
             |what: String, fix: &str| Err(Error::new(ErrorKind::OutcomeUnknown, what).fix(fix));
         match scope.wait(created).await {
@@ -415,6 +427,28 @@ impl Broadcaster {
                 "look for it in the list of broadcasts before anything else is decided",
             ),
         }
+    }
+
+    /// The broadcast of this type that a job has begun, unfinished or still remembered: a job that crashed between its begin and its
+    /// journal must not begin a second one.
+    pub async fn begun_by(&self, job: JobId, kind: MessageType) -> Result<Option<BroadcastId>> {
+        self.inner.begun_by(job, kind).await
+    }
+
+    /// An unfinished broadcast; `None` when it is finished.
+    #[must_use]
+    pub fn ticket(&self, id: BroadcastId) -> Option<Ticket> {
+        let cell = self.inner.state().tasks.get(&id).cloned()?;
+        Some(Ticket {
+            cell,
+            inner: self.inner.clone(),
+        })
+    }
+
+    /// Whether there is nothing unfinished.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.inner.state().tasks.is_empty()
     }
 
     /// A message came out of a channel's log. Nothing waits and nothing fails here: it is kept, and the task's driver looks at it.

@@ -11,6 +11,7 @@ use super::{Broadcaster, Cell, Doing, Inner, Note, Parts, State};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::Family;
 use crate::engine::format::message::{Stored, broadcast_id};
+use crate::engine::format::pb::messages::MessageType;
 use crate::engine::ids::{BroadcastId, JobId, MetaRev, Tso};
 use crate::engine::meta::{Cond, Span, Write};
 use crate::engine::model::broadcast::{Task, TaskState};
@@ -117,6 +118,34 @@ impl Inner {
             cells.push((cell, rev));
         }
         Ok(cells)
+    }
+
+    pub(super) async fn begun_by(
+        &self,
+        job: JobId,
+        kind: MessageType,
+    ) -> Result<Option<BroadcastId>> {
+        let executor = &self.parts.executor;
+        let (reader, clock) = (executor.reader(), executor.clock());
+        let prefix = executor.keys().broadcasts();
+        let span = Span::prefix(&prefix);
+        let page = calm(&**clock, || reader.range_all(&span)).await?;
+        for kv in page.kvs {
+            let note: Note = from_json(&kv.key, &kv.value)?;
+            let id = kv.key.0.strip_prefix(&prefix.bytes()[..]);
+            let id = id.and_then(|id| std::str::from_utf8(id).ok()?.parse().ok());
+            let Some(id) = id.map(BroadcastId).filter(|_| note.job == job) else {
+                continue;
+            };
+            let record = self.record_key(id);
+            let record = calm(&**clock, || reader.get(&record)).await?;
+            if let Some(record) = record
+                && Task::read(&record.value)?.kind() == Some(kind)
+            {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
     }
 
     /// Copies that a former owner appended without recording it are in a log: nothing below an unfinished task is cut off.

@@ -13,9 +13,11 @@ use super::filebook::FileBook;
 use super::meter::ProgressMeter;
 use super::pace::Pace;
 use crate::engine::clock::{Clock, Entropy};
+use crate::engine::coordinator::{Coordinator, Service};
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, ObjectKey};
 use crate::engine::meta::MetaReader;
+use crate::engine::meta::scope::Scope;
 use crate::engine::model::jobs::{Copies, JobInfo};
 use crate::engine::objects::{Copied, ObjectRead, Origin};
 use crate::engine::plan::Intent;
@@ -212,6 +214,7 @@ pub struct JobCx {
     executor: Arc<Executor>,
     dials: Arc<Dials>,
     children: Option<Arc<dyn Children>>,
+    coordinator: Option<Arc<Coordinator>>,
 }
 
 impl JobCx {
@@ -234,6 +237,7 @@ impl JobCx {
             executor,
             dials,
             children: None,
+            coordinator: None,
         }
     }
 
@@ -258,6 +262,35 @@ impl JobCx {
     pub fn with_children(mut self, children: Arc<dyn Children>) -> Self {
         self.children = Some(children);
         self
+    }
+
+    /// The same with a coordinator for broadcasts.
+    #[must_use]
+    pub fn with_coordinator(mut self, coordinator: Arc<Coordinator>) -> Self {
+        self.coordinator = Some(coordinator);
+        self
+    }
+
+    /// The root's channels and broadcasts, open under the epoch of this job.
+    pub async fn service(&self) -> Result<Arc<Service>> {
+        self.bound()?;
+        let coordinator = self
+            .coordinator
+            .as_ref()
+            .ok_or_else(|| Error::new(ErrorKind::Internal, "this job was given no coordinator"))?;
+        let open = coordinator.service().await?;
+        self.bound()?;
+        Ok(open)
+    }
+
+    /// The scope of the step.
+    pub fn scope(&self) -> &Scope {
+        self.executor.scope()
+    }
+
+    /// On whose behalf it writes.
+    pub fn who(&self) -> &Who {
+        &self.who
     }
 
     /// The runner, for a job that has others do a part of it.

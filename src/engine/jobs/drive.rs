@@ -7,6 +7,7 @@ use super::Next;
 use super::board::{Board, Running};
 use super::cx::{Children, JobCx, cut};
 use super::registry::Kind;
+use crate::engine::coordinator::Coordinator;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::MetaKey;
 use crate::engine::meta::scope::Scope;
@@ -39,6 +40,7 @@ pub(super) struct Driver {
     pub running: Running,
     pub record: JobRecord,
     pub children: Arc<dyn Children>,
+    pub coordinator: Arc<Coordinator>,
     /// The epoch under which `record` was read or written. Under another one somebody else may have moved the job: then the
     /// journal is read again before anything else, and nothing is written.
     pub epoch: u64,
@@ -200,6 +202,7 @@ impl Driver {
         )
         .bound_to(self.epoch)
         .with_children(self.children.clone())
+        .with_coordinator(self.coordinator.clone())
     }
 
     fn holds(&self) -> bool {

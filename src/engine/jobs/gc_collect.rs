@@ -57,7 +57,10 @@ pub(super) async fn collect(
             let Some(collection) = item.collection(found) else {
                 return Ok(Fate::Kept);
             };
-            if !unmoved(cx, std::slice::from_ref(seen)).await? {
+            // The mark of a dropped channel is of no use without it (§11 rule 1, I11.1).
+            let mut mine = vec![seen.clone()];
+            mine.extend(found.removed.get(channel).cloned());
+            if !unmoved(cx, &mine).await? {
                 return Ok(Fate::Moved);
             }
             let Some(mut conds) = collection_gone(cx, found, collection).await? else {
@@ -69,15 +72,7 @@ pub(super) async fn collect(
             if !left.kvs.is_empty() {
                 return Ok(Fate::Moved);
             }
-            forgotten(
-                cx,
-                item,
-                std::slice::from_ref(seen),
-                conds,
-                rule,
-                Tally::default(),
-            )
-            .await
+            forgotten(cx, item, &mine, conds, rule, Tally::default()).await
         }
     }
 }

@@ -49,6 +49,8 @@ pub struct Scan {
     pub snapshots: BTreeMap<SnapshotId, (CollectionId, Seen)>,
     /// Channel checkpoints.
     pub checkpoints: BTreeMap<VChannel, Seen>,
+    /// Removal marks that say `removed`: each goes with its channel's checkpoint.
+    pub removed: BTreeMap<VChannel, Seen>,
     /// Database ids that collection records were found under.
     pub databases: BTreeSet<i64>,
     /// Index definitions, tombstones included.
@@ -295,6 +297,9 @@ async fn channels(reads: &Reads<'_>, out: &mut Reading) -> Result<()> {
     .await?;
     family(reads, Family::ChannelRemoval, |kv| {
         if let Some(Key::ChannelRemoval(channel)) = parse(reads, &kv) {
+            if kv.value == b"removed"[..] {
+                out.scan.removed.insert(channel.clone(), Seen::of(&kv));
+            }
             let facts: &mut ChannelFacts = out.facts.channels.entry(channel).or_default();
             facts.mark = Some(String::from_utf8_lossy(&kv.value).into_owned());
         }

@@ -7,6 +7,9 @@ mod board;
 pub mod copy;
 mod copy_host;
 pub mod cx;
+pub mod ddl;
+mod ddl_look;
+mod ddl_plan;
 pub mod demo;
 mod drive;
 pub mod export;
@@ -119,6 +122,8 @@ pub struct PlanCx {
     pub clock: Arc<dyn Clock>,
     /// The read model as the operator saw it.
     pub catalog: Arc<Catalog>,
+    /// The metadata is ours alone: no Milvus shares it.
+    pub embedded: bool,
 }
 
 /// What a job keeps others from, in this process and in every other: written with the job's record, removed with its end.

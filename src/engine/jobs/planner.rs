@@ -26,6 +26,7 @@ pub struct Planner {
     registry: Registry,
     keys: Keys,
     spans: Vec<Span>,
+    embedded: bool,
     /// The writer of this process: what it holds itself keeps nobody out.
     own: Option<Arc<Executor>>,
 }
@@ -48,6 +49,7 @@ impl Planner {
             roots,
             clock,
             registry,
+            embedded: false,
             own: None,
         }
     }
@@ -61,9 +63,17 @@ impl Planner {
         }
     }
 
+    /// The same for an embedded root.
+    #[must_use]
+    pub fn embedded(mut self, embedded: bool) -> Self {
+        self.embedded = embedded;
+        self
+    }
+
     /// The same in a process that may write.
     #[must_use]
     pub fn of_writer(mut self, own: Arc<Executor>) -> Self {
+        self.embedded = own.embedded();
         self.own = Some(own);
         self
     }
@@ -90,6 +100,7 @@ impl Planner {
             roots: self.roots.clone(),
             clock: self.clock.clone(),
             catalog,
+            embedded: self.embedded,
         };
         let kind = self.registry.get(kind)?;
         let mut plan = kind.plan(&cx, intent).await?;

@@ -127,6 +127,10 @@ pub const fn kind_of(intent: &Intent) -> Option<JobKind> {
         Intent::QuarantineRestore { .. } => Some(JobKind::QuarantineRestore),
         Intent::QuarantinePurge { .. } => Some(JobKind::QuarantinePurge),
         Intent::Demo => Some(JobKind::Demo),
-        Intent::CancelJob { .. } | Intent::PauseGc { .. } | Intent::ResumeGc { .. } => None,
+        Intent::Ddl { .. } => Some(JobKind::Ddl),
+        Intent::CancelJob { .. }
+        | Intent::PauseGc { .. }
+        | Intent::ResumeGc { .. }
+        | Intent::Init { .. } => None,
     }
 }

@@ -24,7 +24,9 @@ use crate::engine::ids::{
 };
 use crate::engine::meta::{RangeOpts, Span};
 use crate::engine::model::references::Record;
+use crate::engine::model::schema::check_name;
 use crate::engine::model::text;
+use crate::engine::plan::journal::Keys;
 use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
 
 /// Missing objects named one by one in a plan; the rest is counted.
@@ -335,32 +337,13 @@ fn absent(out: &mut Survey, missing: &[ObjectKey], all: usize) {
 
 /// Milvus's rule for names (`spec/snapshot.md` §3.3), on exactly what is stored.
 fn valid_name(name: &str) -> Result<String> {
-    let bad = |why: &str| {
-        Err(Error::new(
-            ErrorKind::Invalid,
-            format!("collection name {name:?} {why}"),
-        )
-        .fix("use a letter or _ first, then letters, digits, _ or $, at most 255 bytes"))
-    };
-    if name.is_empty() || name.len() > 255 {
-        return bad("is empty or longer than 255 bytes");
-    }
-    if !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
-        return bad("does not begin with a letter or _");
-    }
-    if !name
-        .chars()
-        .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '$')
-    {
-        return bad("holds another character");
-    }
-    Ok(name.to_owned())
+    check_name("collection", name).map(|()| name.to_owned())
 }
 
-type Database = (DbId, pb::etcd::DatabaseInfo, Option<(String, MetaRev)>);
+pub(super) type Database = (DbId, pb::etcd::DatabaseInfo, Option<(String, MetaRev)>);
 
 /// A database by name. A root from before databases has only the default one, without a record.
-async fn database_record(reads: &Reads<'_>, name: &str) -> Result<Option<Database>> {
+pub(super) async fn database_record(reads: &Reads<'_>, name: &str) -> Result<Option<Database>> {
     let page = reads.family(Family::Database).await?;
     let empty = page.kvs.is_empty();
     for kv in page.kvs {
@@ -381,6 +364,10 @@ async fn database_record(reads: &Reads<'_>, name: &str) -> Result<Option<Databas
 
 /// A vchannel that the streaming service does not know freezes for ever (`spec/layout.md` §5.3): refused until it can be registered.
 async fn no_streaming(reads: &Reads<'_>) -> Result<Result<String>> {
+    // Ours: its channels are found by the records of their virtual ones.
+    if let Some(kv) = reads.meta.get(&Keys::new(reads.roots).root()).await? {
+        return Ok(Ok(format!("the channels are ours ({})", kv.key)));
+    }
     let base = [
         reads.roots.root.as_str(),
         reads.roots.meta.as_str(),

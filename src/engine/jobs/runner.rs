@@ -1,6 +1,8 @@
 //! Plans, applies, runs, cancels, and takes up what a dead process left (law 7).
 
 mod children;
+mod hold;
+mod init;
 mod journal;
 mod keep;
 mod orders;
@@ -24,6 +26,7 @@ use super::drive::Driver;
 use super::planner::Planner;
 use super::registry::{Registry, kind_of};
 use super::{Lock, locks};
+use crate::engine::coordinator::Coordinator;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::ids::{JobId, MetaKey, MetaRev};
 use crate::engine::meta::Write;
@@ -58,8 +61,8 @@ struct Inner {
     plans: Arc<Mutex<VecDeque<Arc<Plan>>>>,
     /// Taking and giving back the root, and counting who needs it.
     gate: Arc<Mutex<()>>,
-    /// What is shown of the broadcasts that this process drives.
-    broadcasts: watch::Sender<Arc<BroadcastsView>>,
+    /// Broadcasts that this process drives; the root is kept as long as one is unfinished.
+    coordinator: Arc<Coordinator>,
     /// There may be a job to take up: the root was given back, or the journal read.
     freed: Arc<Notify>,
     /// Ends with the runner. Jobs run under it, whoever begins them.
@@ -93,6 +96,8 @@ impl Runner {
         reason = "given away: only the runner writes from now on"
     )]
     pub fn start(executor: Arc<Executor>, registry: Registry) -> RunnerHandle {
+        // Beside the jobs, not below them: they are stopped first.
+        let coordinator = Coordinator::new(executor.within(&executor.scope().child("broadcasts")));
         let life = executor.scope().child("jobs");
         let executor = executor.within(&life);
         let board = Arc::new(Board::new());
@@ -113,7 +118,7 @@ impl Runner {
             board: board.clone(),
             plans: Arc::default(),
             gate: Arc::default(),
-            broadcasts: watch::Sender::default(),
+            coordinator,
             freed: Arc::new(Notify::new()),
             life,
         });
@@ -130,7 +135,8 @@ impl Runner {
         spawn(a_loop("loop: following the jobs").follow().boxed());
         spawn(a_loop("loop: taking up jobs").take_ups().boxed());
         spawn(a_loop("loop: keeping the journal small").rounds().boxed());
-        let broadcasts = inner.broadcasts.subscribe();
+        spawn(a_loop("loop: giving the root back").idles().boxed());
+        let broadcasts = inner.coordinator.view();
         RunnerHandle {
             inner,
             view,
@@ -156,6 +162,12 @@ impl RunnerHandle {
             Some(_) => inner.planner.plan(&intent, catalog).await?,
             None if matches!(intent, Intent::CancelJob { .. }) => {
                 inner.planner.fenced(inner.plan_cancel(&intent)?).await?
+            }
+            None if matches!(intent, Intent::Init { .. }) => {
+                inner
+                    .planner
+                    .fenced(inner.plan_init(&intent).await?)
+                    .await?
             }
             None => inner.plan_ticket(&intent).await?,
         };
@@ -216,6 +228,7 @@ impl RunnerHandle {
                 self.order(*job, Order::Cancel).await?;
                 Applied::Job(*job)
             }
+            Intent::Init { .. } => Applied::Settled(inner.settle_init(&plan).await?),
             Intent::PauseGc { .. } | Intent::ResumeGc { .. } => {
                 Applied::Settled(inner.settle_ticket(&plan).await?)
             }
@@ -229,6 +242,7 @@ impl RunnerHandle {
     pub async fn stop(&self) {
         self.inner.life.cancel();
         let _gate = self.inner.gate.lock().await;
+        self.inner.coordinator.close().await;
         self.inner.executor.fence().release().await;
         self.inner.board.flush();
     }
@@ -279,8 +293,8 @@ impl Inner {
             Ok(begun) => begun,
             Err(e) => {
                 let now = self.executor.clock().now();
-                if self.board.orphans(now).is_empty() && !self.board.any_running() {
-                    self.executor.fence().release().await;
+                if self.board.orphans(now).is_empty() {
+                    self.give_back().await;
                 }
                 return Err(e);
             }
@@ -417,6 +431,7 @@ impl Inner {
             running: running.clone(),
             record: record.clone(),
             children: children::of(&home),
+            coordinator: self.coordinator.clone(),
             epoch,
             back: None,
             doubt: false,
@@ -436,9 +451,8 @@ impl Inner {
         let _gate = self.gate.lock().await;
         // What cannot be tidied now is tidied after the next job.
         let _ = keep::tidy(&self.executor, &self.board).await;
-        if self.board.stop(job) {
-            self.executor.fence().release().await;
-        }
+        self.board.stop(job);
+        self.give_back().await;
     }
 
     /// Reads the journal, then follows it: what others do is shown, and what they leave unfinished is taken up once their
@@ -458,81 +472,6 @@ impl Inner {
                 }
             }
             clock.sleep(PATIENCE).await;
-        }
-    }
-
-    async fn take_ups(self: Arc<Self>) {
-        loop {
-            self.freed.notified().await;
-            self.clone().take_up().await;
-        }
-    }
-
-    /// Now and then: a job that waited too long for its operator, and records that have been kept long enough.
-    async fn rounds(self: Arc<Self>) {
-        let clock = self.executor.clock().clone();
-        loop {
-            clock.sleep(ROUND).await;
-            self.freed.notify_one();
-            if !keep::is_due(&self.board, clock.now()) {
-                continue;
-            }
-            let _gate = self.gate.lock().await;
-            // Somebody else has the root: he tidies, or the next round does.
-            if self.executor.fence().acquire().await.is_ok() {
-                let _ = keep::tidy(&self.executor, &self.board).await;
-                if !self.board.any_running() {
-                    self.executor.fence().release().await;
-                }
-            }
-        }
-    }
-
-    /// Takes up unfinished jobs that nobody drives. Waits while somebody else owns the root: they may be theirs.
-    async fn take_up(self: Arc<Self>) {
-        let clock = self.executor.clock().clone();
-        while !self.board.orphans(clock.now()).is_empty() {
-            let gate = self.gate.lock().await;
-            if self.executor.fence().acquire().await.is_err() {
-                drop(gate);
-                clock.sleep(PATIENCE).await;
-                continue;
-            }
-            let epoch = self.executor.fence().epoch().unwrap_or_default();
-            // What they did last may have come after our last look.
-            if self.journal.read().await.is_err() {
-                drop(gate);
-                clock.sleep(PATIENCE).await;
-                continue;
-            }
-            for job in self.board.orphans(clock.now()) {
-                let Some(mut record) = self.board.get(job) else {
-                    continue;
-                };
-                let back = record.state == JobState::Undoing || record.cancelled;
-                let word = if back { "undone" } else { "resumed" };
-                record.recovered = Some(if record.state == JobState::Stuck {
-                    "undone: it was stuck, and nobody retried it in time".into()
-                } else {
-                    format!(
-                        "{word}: the process that ran it ({}) ended at: {}",
-                        record.actor, record.step
-                    )
-                });
-                if let Err(e) = self.clone().launch(&record, epoch) {
-                    record.error = Some(e.to_string());
-                    record.state = JobState::Failed;
-                    record.ended = Some(clock.now());
-                    self.board.set(record);
-                    continue;
-                }
-                // What was asked of it while nobody ran it; a look that fails is made again with the journal.
-                let _ = self.journal.orders(job).await;
-            }
-            if !self.board.any_running() {
-                self.executor.fence().release().await;
-            }
-            return;
         }
     }
 }

@@ -18,9 +18,9 @@ use crate::engine::format::pb::data::{
     SnapshotState,
 };
 use crate::engine::format::snapshot::{manifest_key, metadata_key};
-use crate::engine::format::wire::Patch;
 use crate::engine::ids::{CollectionId, ObjectKey, SegmentId, SnapshotId};
 use crate::engine::meta::{Cond, KeyValue, MetaReader, Write};
+use crate::engine::model::ddl;
 use crate::engine::model::jobs::JobKind;
 use crate::engine::model::text;
 use crate::engine::objects::ObjectRead;
@@ -29,10 +29,6 @@ use crate::engine::plan::journal::PreImage;
 use crate::engine::plan::{Check, Danger, Intent, KeyChange, ObjectChange, Plan};
 use crate::engine::profile::Roots;
 
-/// Tags of `SnapshotInfo`.
-const STATE: u32 = 8;
-const PINS: u32 = 11;
-const PIN_EXPIRY: u32 = 12;
 /// Objects named in the plan.
 const NAMED: usize = 10;
 
@@ -427,9 +423,5 @@ async fn mark(cx: &JobCx, mut state: State) -> Result<Next<State>> {
 
 /// The record in state DELETING. Pins whose time is over may be left on it: they go.
 pub(super) fn as_deleting(kv: &KeyValue) -> Result<Vec<u8>> {
-    let mut patch = Patch::parse(&kv.value)?;
-    patch.set_integer(STATE, SnapshotState::Deleting as u64);
-    patch.clear(PINS);
-    patch.clear(PIN_EXPIRY);
-    Ok(patch.finish())
+    Ok(ddl::snapshot_deleting(&kv.value)?)
 }

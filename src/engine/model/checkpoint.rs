@@ -90,6 +90,8 @@ pub fn need(checkpoint: Option<&MsgPosition>) -> Need {
 #[must_use]
 pub fn cut_below(needs: impl IntoIterator<Item = Need>, end: MessageId) -> Option<MessageId> {
     needs.into_iter().try_fold(end, |below, need| match need {
+        // Beyond the end: a position on another log that had the channel before, e.g. a restored one's.
+        Need::From(id) if id > end => None,
         Need::From(id) => Some(below.min(id)),
         Need::Nothing => Some(below),
         Need::Everything => None,
@@ -158,6 +160,8 @@ mod tests {
             Some(MessageId(4))
         );
         assert_eq!(cut_below([need(Some(&gone))], end), Some(end));
+        assert_eq!(cut_below([need(Some(&at(9, 49)))], end), Some(end));
+        assert_eq!(cut_below([need(Some(&at(9, 50)))], end), None);
         assert_eq!(cut_below([need(None), need(Some(&at(9, 3)))], end), None);
         let mut other = at(9, 3);
         other.wal_name = WalName::Pulsar.into();

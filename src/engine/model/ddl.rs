@@ -18,7 +18,7 @@ use crate::engine::format::pb;
 use crate::engine::format::pb::common::SegmentState;
 use crate::engine::format::wire::{Malformed, Patch};
 use crate::engine::ids::{
-    CollectionId, DbId, FieldId, FunctionId, IndexId, PartitionId, Tso, UnixNs, VChannel,
+    CollectionId, DbId, FieldId, FunctionId, IndexId, PartitionId, Tso, UnixMs, UnixNs, VChannel,
 };
 
 /// A record: its key and its value.
@@ -278,6 +278,47 @@ fn unload(records: &[Record], collection: CollectionId) -> Vec<Write> {
         _ => false,
     });
     loads.cloned().map(Write::Delete).collect()
+}
+
+// ---- snapshots -----------------------------------------------------------------------------------------------------
+
+/// A snapshot record in state DELETING. Pins whose time is over may be left on it: they go.
+pub fn snapshot_deleting(value: &[u8]) -> Result<Vec<u8>, Malformed> {
+    let mut patch = Patch::parse(value)?;
+    patch.set_integer(8, pb::data::SnapshotState::Deleting as u64);
+    patch.clear(11);
+    patch.clear(12);
+    Ok(patch.finish())
+}
+
+/// Whether a pin keeps it: one without an end, or whose end is to come.
+#[must_use]
+pub fn is_pinned(info: &pb::data::SnapshotInfo, now: UnixMs) -> bool {
+    let end = |pin: &i64| info.pin_expire_at_ms.get(pin).copied().filter(|at| *at > 0);
+    info.pin_ids
+        .iter()
+        .any(|pin| end(pin).is_none_or(|at| at > now.0))
+}
+
+/// Drops the snapshots of a collection that no pin keeps: their records say so, the collector removes files and records.
+pub fn drop_snapshots(records: &[Record], collection: CollectionId, now: UnixMs) -> Effect {
+    let mut out = Vec::new();
+    for (key, value) in records {
+        if !matches!(key, Key::Snapshot(c, _) if *c == collection) {
+            continue;
+        }
+        let bad = |why: String| Unreadable {
+            key: Box::new(key.clone()),
+            why,
+        };
+        let info = pb::data::SnapshotInfo::decode(value.as_slice()).map_err(|e| bad(e.to_string()))?;
+        if info.state() == pb::data::SnapshotState::Deleting || is_pinned(&info, now) {
+            continue;
+        }
+        let gone = snapshot_deleting(value).map_err(|e| bad(e.to_string()))?;
+        out.push(Write::Put(key.clone(), gone));
+    }
+    Ok(out)
 }
 
 // ---- channels ------------------------------------------------------------------------------------------------------

@@ -52,6 +52,8 @@ pub enum JobKind {
     QuarantinePurge,
     /// Building the demo cluster.
     Demo,
+    /// A change of collections, partitions or index definitions.
+    Ddl,
 }
 
 /// Where a job stands. *Completed* is not *Verified* (law 7).

@@ -43,6 +43,24 @@ impl Default for Head {
 }
 
 impl Head {
+    /// A log that nobody owns, of a channel that another log has had before: every message of ours lies behind every position on that.
+    /// `Limit` when it has used the range up.
+    pub fn above(id: MessageId, tick: Tso) -> Result<Self> {
+        let first = id.0.max(0).checked_add(1).filter(|id| *id < i64::MAX / 2);
+        let first = first.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Limit,
+                format!("message id {id} of the channel's former log leaves no room for ours"),
+            )
+        })?;
+        Ok(Self {
+            first: MessageId(first),
+            next: MessageId(first),
+            tick,
+            ..Self::default()
+        })
+    }
+
     /// The same log under a new owner. `seen` is the highest term found elsewhere, e.g. in Milvus's own record of the channel.
     #[must_use]
     pub fn taken(&self, seen: Term) -> Self {
@@ -308,6 +326,18 @@ mod tests {
         assert_eq!((cut.first(), left.len()), (MessageId(3), 1));
         let (cut, _) = Index::load(index.head().cut(MessageId(3)), without(0)).unwrap();
         assert_eq!(cut.first(), MessageId(3));
+    }
+
+    #[test]
+    fn an_adopted_log_begins_above_the_former_one() {
+        let head = Head::above(MessageId(470_660_334_431_902_643), Tso(9_000)).unwrap();
+        let (index, left) = Index::load(head.taken(Term(4)), Vec::new()).unwrap();
+        assert!(left.is_empty() && index.first().0 == 470_660_334_431_902_644);
+        let (after, tick) = index.head().appended(1, UnixMs(0)).unwrap();
+        assert_eq!((tick, after.next.0), (Tso(9_001), 470_660_334_431_902_645));
+        assert_eq!(Head::above(MessageId(0), Tso::UNSET).unwrap(), Head::default());
+        let full = Head::above(MessageId(i64::MAX), Tso(0)).unwrap_err();
+        assert_eq!(full.kind(), ErrorKind::Limit);
     }
 
     #[test]

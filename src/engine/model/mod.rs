@@ -28,6 +28,7 @@ pub mod references;
 pub mod related;
 pub mod resource;
 pub mod rows;
+pub mod schema;
 pub mod text;
 pub mod tickets;
 pub mod totals;

@@ -15,6 +15,7 @@
 //! | `snapshot/{id}/pin/{pin}` | who holds the pin, and why |
 //! | `wal/{pchannel}/head` | [`Head`](crate::engine::model::log::Head): term and end of a channel's log; whoever moves it owns the log |
 //! | `wal/{pchannel}/segment/{first id}` | [`Segment`](crate::engine::model::log::Segment): an object that is part of the log |
+//! | `root` | [`Mark`](crate::engine::coordinator::mark::Mark): this root is ours, its channels too |
 //! | `broadcast/{id}` | what Milvus's own record of a broadcast has no field for (`broadcast`) |
 //! | `pause/{ticket}` | [`Ticket`](crate::engine::model::tickets::Ticket): written without ownership, see [`super::tickets`] |
 //! | `quarantine/{job}` | [`Quarantine`](crate::engine::model::quarantine::Quarantine) |
@@ -199,6 +200,12 @@ impl Keys {
     #[must_use]
     pub fn wal_segment(&self, pchannel: &str, first: MessageId) -> MetaKey {
         format!("{}/wal/{pchannel}/segment/{:020}", self.base, first.0).into()
+    }
+
+    /// That the root is ours.
+    #[must_use]
+    pub fn root(&self) -> MetaKey {
+        format!("{}/root", self.base).into()
     }
 
     /// What is kept beside the records of all broadcasts.

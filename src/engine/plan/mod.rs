@@ -11,12 +11,13 @@ mod past;
 pub mod retry;
 pub mod tickets;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 pub(crate) use crate::engine::format::hex;
 use crate::engine::ids::{CollectionId, JobId, MetaRev, PinId, SnapshotId};
+use crate::engine::model::schema::CollectionSpec;
 
 /// What an operator wants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,6 +144,73 @@ pub enum Intent {
     },
     /// Build the demo cluster in an empty embedded store.
     Demo,
+    /// Make an empty root Falconer's own.
+    Init {
+        /// Physical channels.
+        channels: u32,
+    },
+    /// Change collections, partitions or index definitions of a root of our own.
+    Ddl {
+        /// How.
+        change: Ddl,
+    },
+}
+
+/// A change of collections, partitions or index definitions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ddl", rename_all = "kebab-case")]
+pub enum Ddl {
+    /// Create a collection.
+    CreateCollection {
+        /// Database, by name.
+        database: String,
+        /// Its name: neither a collection's nor an alias's.
+        name: String,
+        /// What it is to be.
+        spec: CollectionSpec,
+    },
+    /// Drop a collection with all its data, and the snapshots of it that no pin keeps.
+    DropCollection {
+        /// This one.
+        collection: CollectionId,
+    },
+    /// Take all rows out of a collection.
+    TruncateCollection {
+        /// This one.
+        collection: CollectionId,
+    },
+    /// Create a partition.
+    CreatePartition {
+        /// In this collection.
+        collection: CollectionId,
+        /// Its name.
+        name: String,
+    },
+    /// Drop a partition with all its data.
+    DropPartition {
+        /// In this collection.
+        collection: CollectionId,
+        /// Its name.
+        name: String,
+    },
+    /// Define an index on a field.
+    CreateIndex {
+        /// In this collection.
+        collection: CollectionId,
+        /// The field, by name.
+        field: String,
+        /// Its name; the field's when empty.
+        name: String,
+        /// `index_type`, `metric_type` and what they take.
+        params: BTreeMap<String, String>,
+    },
+    /// Take an index definition away.
+    DropIndex {
+        /// In this collection.
+        collection: CollectionId,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// How hard it is to reverse, hence how much confirmation.

@@ -14,6 +14,7 @@ use super::log::unmoved;
 use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key, ParsedKey};
 use crate::engine::format::pb::msg::MsgPosition;
+use crate::engine::format::position::is_dropped;
 use crate::engine::format::vchannel::ChannelName;
 use crate::engine::format::wire::Patch;
 use crate::engine::ids::{MessageId, MetaKey, Term, Tso, VChannel};
@@ -183,6 +184,19 @@ impl Checkpoints {
         let state = self.state();
         let removed = state.marks.get(channel) == Some(&true);
         removed || reached(state.held.get(channel).and_then(Held::at), tick)
+    }
+
+    /// Virtual channels of a physical one that are not dropped.
+    #[must_use]
+    pub fn alive_on(&self, pchannel: &str) -> usize {
+        let state = self.state();
+        let here = state.held.iter().filter(|(v, _)| {
+            matches!(ChannelName::parse(&v.0), ChannelName::Shard { pchannel: p, .. } if p == pchannel)
+        });
+        let alive = here.filter(|(v, held)| {
+            state.marks.get(v) != Some(&true) && !held.at().is_some_and(is_dropped)
+        });
+        alive.count()
     }
 
     /// Waits for [`reached`](Self::reached). Give up by dropping it.

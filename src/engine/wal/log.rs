@@ -71,6 +71,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Log {
     /// Takes the log of a physical channel, or begins it, and ends every other owner's. The executor must own the root.
     ///
+    /// A log that begins lies above every position that records have on the channel ([`super::adopt`]).
+    ///
     /// `Conflict` when a Milvus owns the channel, `Busy` when others take it as often as we do, `Corrupt` when its index is damaged.
     pub async fn open(executor: Arc<Executor>, pchannel: &str) -> Result<Arc<Self>> {
         check(pchannel)?;
@@ -177,7 +179,7 @@ async fn take(executor: &Executor, pchannel: &str) -> Result<(Head, MetaRev)> {
         }
         let stored = match &head_kv {
             Some(kv) => from_json(&kv.key, &kv.value)?,
-            None => Head::default(),
+            None => super::adopt::head(executor, pchannel).await?,
         };
         let record = record_kv.as_ref().map(|kv| &kv.value[..]);
         let head = stored.taken(term::of(record)?);

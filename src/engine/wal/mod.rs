@@ -21,6 +21,7 @@
 //!   write has certainly failed.
 //! - What somebody reads, or may still ask for, is not cut off.
 
+mod adopt;
 pub mod channels;
 pub mod checkpoints;
 pub mod log;

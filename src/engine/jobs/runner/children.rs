@@ -18,7 +18,7 @@ struct OfRunner(RunnerHandle);
 /// The runner as its own jobs see it.
 pub(super) fn of(inner: &Arc<Inner>) -> Arc<dyn Children> {
     let view = inner.board.subscribe();
-    let broadcasts = inner.broadcasts.subscribe();
+    let broadcasts = inner.coordinator.view();
     let inner = inner.clone();
     Arc::new(OfRunner(RunnerHandle {
         inner,

@@ -101,8 +101,8 @@ impl Inner {
     async fn unstick(self: Arc<Self>, job: JobId, order: Order) -> Result<()> {
         let _gate = self.turn().await?;
         let done = self.clone().unstuck(job, order).await;
-        if done.is_err() && !self.board.any_running() {
-            self.executor.fence().release().await;
+        if done.is_err() {
+            self.give_back().await;
         }
         done
     }
@@ -142,8 +142,8 @@ impl Inner {
         self.board.set(record.clone());
         if matches!(order, Order::Cancel | Order::Retry) {
             self.clone().launch(&record, epoch)?;
-        } else if !self.board.any_running() {
-            executor.fence().release().await;
+        } else {
+            self.give_back().await;
         }
         Ok(())
     }

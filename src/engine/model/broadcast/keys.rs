@@ -56,6 +56,25 @@ impl ResourceKeys {
         Self(keys)
     }
 
+    /// What an operation on a collection keeps others from (§II.2 rule 6): the database shared, the name alone. Everybody asks here, or
+    /// two operations on one collection would not meet.
+    #[must_use]
+    pub fn of_collection(database: &str, name: &str) -> Self {
+        Self::collection(database, name, false)
+    }
+
+    /// The same for one that only must not lose the collection under its hands.
+    #[must_use]
+    pub fn beside_collection(database: &str, name: &str) -> Self {
+        Self::collection(database, name, true)
+    }
+
+    fn collection(database: &str, name: &str, shared: bool) -> Self {
+        let of = Resource::new(ResourceDomain::CollectionName, format!("{database}:{name}"));
+        let db = Resource::new(ResourceDomain::DbName, database);
+        Self::new([(db, true), (of, shared)])
+    }
+
     /// As a record has them.
     #[must_use]
     pub fn from_pb(keys: &[ResourceKey]) -> Self {

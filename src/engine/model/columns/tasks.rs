@@ -140,6 +140,7 @@ pub(in crate::engine::model) const fn kind_name(kind: JobKind) -> &'static str {
         JobKind::QuarantineRestore => "quarantine-restore",
         JobKind::QuarantinePurge => "quarantine-purge",
         JobKind::Demo => "demo",
+        JobKind::Ddl => "ddl",
     }
 }
 
