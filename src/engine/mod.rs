@@ -18,6 +18,7 @@ pub mod objects;
 pub mod plan;
 pub mod profile;
 mod references;
+pub mod scan;
 mod serve;
 mod snapshot_detail;
 pub mod wal;
