@@ -1,7 +1,10 @@
 //! Rows: the files of a real Milvus 2.3.5 read back, our own files read by ourselves and by another reader, and what is done
 //! with rows in memory.
 
-#![allow(clippy::cast_possible_wrap, reason = "timestamps are stored as signed numbers")]
+#![allow(
+    clippy::cast_possible_wrap,
+    reason = "timestamps are stored as signed numbers"
+)]
 
 #[path = "rows/input.rs"]
 mod input;
@@ -14,5 +17,7 @@ mod make;
 mod order;
 #[path = "rows/real.rs"]
 mod real;
+#[path = "rows/scan.rs"]
+mod scan;
 #[path = "rows/round.rs"]
 mod round;

@@ -180,26 +180,37 @@ fn level_zero(catalog: &Catalog, id: SegmentId) -> Vec<(PartitionId, SegmentId)>
         .collect()
 }
 
-/// The fields to show, in the schema's order.
+/// The fields to show, as they were named; else the collection's, and the timestamp behind them.
 fn chosen(all: &Arc<Schema>, names: &[String]) -> Result<Arc<Schema>> {
-    if names.is_empty() {
-        return Ok(all.only(|f| f.id != ROW_ID));
-    }
-    for name in names {
-        if !all
+    let fields = if names.is_empty() {
+        let (system, mut fields): (Vec<_>, Vec<_>) = all
             .fields
             .iter()
-            .any(|f| f.name == *name || f.id.to_string() == *name)
-        {
-            let known: Vec<&str> = all.fields.iter().map(|f| f.name.as_str()).collect();
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                format!("the collection has no field {name}"),
-            )
-            .fix(format!("use some of {}", known.join(", "))));
-        }
-    }
-    Ok(all.only(|f| names.iter().any(|n| f.name == *n || f.id.to_string() == *n)))
+            .cloned()
+            .partition(|f| f.id == ROW_ID || f.id == TIMESTAMP);
+        fields.extend(system.into_iter().filter(|f| f.id == TIMESTAMP));
+        fields
+    } else {
+        let known = |name: &String| {
+            let found = all
+                .fields
+                .iter()
+                .find(|f| f.name == *name || f.id.to_string() == *name);
+            found.cloned().ok_or_else(|| {
+                let known: Vec<&str> = all.fields.iter().map(|f| f.name.as_str()).collect();
+                Error::new(
+                    ErrorKind::Invalid,
+                    format!("the collection has no field {name}"),
+                )
+                .fix(format!("use some of {}", known.join(", ")))
+            })
+        };
+        names.iter().map(known).collect::<Result<_>>()?
+    };
+    Ok(Arc::new(Schema {
+        fields,
+        dynamic: all.dynamic,
+    }))
 }
 
 async fn fetch(
@@ -307,7 +318,12 @@ impl Reading<'_> {
         for files in logs(self.objects, LogKind::Insert, self.segment, &needed)? {
             let files = fetch(self.objects, files).await?;
             let mut reader = LogReader::open(self.schema.clone(), files, Limits::default())?;
-            while let Some(batch) = reader.batch(BATCH)? {
+            // A few rows are asked for, a few are read.
+            let at_once = self
+                .scan
+                .limit
+                .map_or(BATCH, |n| (n as usize).clamp(16, BATCH));
+            while let Some(batch) = reader.batch(at_once)? {
                 if !self.take(batch).await? {
                     return Ok(());
                 }

@@ -143,7 +143,11 @@ pub fn brief(value: &Value, most: usize) -> String {
         Value::String(text) => text.clone(),
         Value::Null => "null".to_owned(),
         Value::Array(items) if items.len() > 4 && most < usize::MAX => {
-            let first: Vec<String> = items.iter().take(3).map(Value::to_string).collect();
+            let short = |item: &Value| match item.as_f64() {
+                Some(v) if !item.is_i64() && !item.is_u64() => format!("{v:.4}"),
+                _ => item.to_string(),
+            };
+            let first: Vec<String> = items.iter().take(3).map(short).collect();
             format!("[{}, … {}]", first.join(", "), items.len())
         }
         other => other.to_string(),
