@@ -7,6 +7,7 @@
 //! tools/bench rows
 //! ```
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
+#![allow(clippy::cast_possible_wrap, reason = "small numbers")]
 
 mod common;
 

@@ -17,7 +17,7 @@ mod make;
 mod order;
 #[path = "rows/real.rs"]
 mod real;
-#[path = "rows/scan.rs"]
-mod scan;
 #[path = "rows/round.rs"]
 mod round;
+#[path = "rows/scan.rs"]
+mod scan;

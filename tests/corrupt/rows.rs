@@ -18,7 +18,6 @@ use falconer::engine::ids::{CollectionId, FieldId, PartitionId, SegmentId, Tso};
 use parquet::basic::Compression;
 use parquet::data_type::{
     ByteArray, ByteArrayType, FixedLenByteArray, FixedLenByteArrayType, FloatType, Int32Type,
-    Int64Type,
 };
 use parquet::file::properties::{WriterProperties, WriterVersion};
 use parquet::file::writer::SerializedFileWriter;
@@ -101,7 +100,7 @@ fn single(selector: u8) -> (Arc<Schema>, FieldId) {
 
 fn sample() -> Rows {
     let schema = whole();
-    let text: String = (0..9)
+    let text: Vec<String> = (0..9)
         .map(|i| {
             let text = if i % 3 == 0 { "null".into() } else { format!("\"t{}\"", i % 2) };
             format!(
@@ -110,7 +109,7 @@ fn sample() -> Rows {
             )
         })
         .collect();
-    let given = JsonLines::new("seed", &schema, text.as_bytes())
+    let given = JsonLines::new("seed", &schema, text.concat().as_bytes())
         .batch(100)
         .expect("sound")
         .expect("rows");

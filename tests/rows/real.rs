@@ -120,7 +120,7 @@ impl Lab {
         out
     }
 
-    fn deletes(&self, segment: &SegmentInfo) -> (Deletes, usize) {
+    fn deletes(segment: &SegmentInfo) -> (Deletes, usize) {
         let mut out = Deletes::default();
         let mut count = 0;
         for log in &segment.deltalogs {
@@ -217,7 +217,7 @@ fn deletes_take_rows_away_as_the_server_counted() {
         .values()
         .filter(|s| s.state == SegmentState::Flushed as i32)
     {
-        let (deletes, entries) = lab.deletes(segment);
+        let (deletes, entries) = Lab::deletes(segment);
         let said: i64 = segment
             .deltalogs
             .iter()

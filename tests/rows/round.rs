@@ -94,7 +94,7 @@ proptest! {
             .map(|(n, t)| if text { PrimaryKey::Text(t) } else { PrimaryKey::Int(n) })
             .collect();
         let mut bloom = Bloom::blocked(keys.len());
-        keys.iter().for_each(|k| bloom.add(k));
+        for key in &keys { bloom.add(key); }
         let made = stats::Stats {
             field: FieldId(100),
             min: keys.iter().min().unwrap().clone(),

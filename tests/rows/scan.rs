@@ -267,7 +267,12 @@ fn ours(dir: &Path) -> PathBuf {
     let dump = dir.join("dump.jsonl");
     fs::write(
         &dump,
-        lines.iter().map(|l| format!("{l}\n")).collect::<String>(),
+        lines
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("\n")
+            + "\n",
     )
     .unwrap();
     dump

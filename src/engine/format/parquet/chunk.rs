@@ -254,13 +254,12 @@ impl Page {
                     "levels are packed in bits, as was given up in 2013".to_owned(),
                 ));
             }
-            let length = match known {
-                Some(length) => length,
-                None => {
-                    let length = le32(&data, at).ok_or_else(short)?;
-                    at += 4;
-                    length
-                }
+            let length = if let Some(length) = known {
+                length
+            } else {
+                let length = le32(&data, at).ok_or_else(short)?;
+                at += 4;
+                length
             };
             let end = at
                 .checked_add(length)
@@ -361,16 +360,15 @@ impl Page {
             return Err(Fault::Values);
         };
         while self.left > 0 {
-            let (rep, def) = match self.peeked {
-                Some(levels) => levels,
-                None => {
-                    let level = |of: &mut Option<Hybrid>| match of {
-                        Some(levels) => levels.next(&self.data, 1).map(|(level, _)| level),
-                        None => Some(0),
-                    };
-                    let rep = level(&mut self.rep).ok_or(Fault::Values)?;
-                    (rep, level(&mut self.def).ok_or(Fault::Values)?)
-                }
+            let (rep, def) = if let Some(levels) = self.peeked {
+                levels
+            } else {
+                let level = |of: &mut Option<Hybrid>| match of {
+                    Some(levels) => levels.next(&self.data, 1).map(|(level, _)| level),
+                    None => Some(0),
+                };
+                let rep = level(&mut self.rep).ok_or(Fault::Values)?;
+                (rep, level(&mut self.def).ok_or(Fault::Values)?)
             };
             self.peeked = Some((rep, def));
             if rep > u32::from(of.max_rep) || def > u32::from(of.max_def) {

@@ -183,7 +183,7 @@ impl Values {
     pub fn push_nulls(&mut self, count: usize) {
         let len = self.len() + count;
         plain!(self, v => v.resize(len, Default::default()), b => b.ends.resize(len, b.data.len()),
-            (width, data) => data.resize(len * *width, 0), (ends, items) => ends.resize(len, items.len()))
+            (width, data) => data.resize(len * *width, 0), (ends, items) => ends.resize(len, items.len()));
     }
 
     /// Adds `count` times the value at `i` of `from`, which is of the same type. `false`, and nothing is added, when it has none there.

@@ -223,9 +223,8 @@ fn block_bits(hash: u64, k: u32) -> impl Iterator<Item = u32> {
 }
 
 fn basic_places(bytes: &[u8], m: u64, k: u32) -> impl Iterator<Item = u64> {
-    let (a, b) = murmur128(bytes, None);
-    let (c, d) = murmur128(bytes, Some(1));
-    let h = [a, b, c, d];
+    let (first, second) = (murmur128(bytes, None), murmur128(bytes, Some(1)));
+    let h = [first.0, first.1, second.0, second.1];
     (0..u64::from(k)).map(move |i| {
         let step = h[(2 + (((i + (i % 2)) % 4) / 2)) as usize];
         h[(i % 2) as usize].wrapping_add(i.wrapping_mul(step)) % m

@@ -22,9 +22,10 @@ pub struct DeltaReader {
     row: u64,
 }
 
-enum Part {
-    Lines(ColumnReader),
-    Columns(ColumnReader, ColumnReader),
+/// One Parquet file: keys and times, or lines that hold both.
+struct Part {
+    keys: ColumnReader,
+    times: Option<ColumnReader>,
 }
 
 impl DeltaReader {
@@ -41,10 +42,16 @@ impl DeltaReader {
         let parts = tables(file, bytes, DELETE, limits)?
             .iter()
             .map(|table| match form {
-                DeltaForm::V1Json => Ok(Part::Lines(table.column(0)?)),
+                DeltaForm::V1Json => Ok(Part {
+                    keys: table.column(0)?,
+                    times: None,
+                }),
                 DeltaForm::V1MultiField | DeltaForm::Parquet => {
                     let (key, time) = places(file, table)?;
-                    Ok(Part::Columns(table.column(key)?, table.column(time)?))
+                    Ok(Part {
+                        keys: table.column(key)?,
+                        times: Some(table.column(time)?),
+                    })
                 }
             })
             .collect::<Result<_>>()?;
@@ -58,10 +65,12 @@ impl DeltaReader {
     /// Up to `most` more deletes; `None` after the last.
     pub fn batch(&mut self, most: usize) -> Result<Option<Vec<(PrimaryKey, Tso)>>> {
         while let Some(part) = self.parts.front_mut() {
-            let (found, from) = match part {
-                Part::Lines(lines) => (lines.read(most)?, None),
-                Part::Columns(keys, times) => (keys.read(most)?, Some(times.read(most)?)),
-            };
+            let found = part.keys.read(most)?;
+            let from = part
+                .times
+                .as_mut()
+                .map(|times| times.read(most))
+                .transpose()?;
             if found.is_empty() {
                 self.parts.pop_front();
                 continue;
@@ -170,20 +179,20 @@ pub fn write(
             (from.min(*at), to.max(*at))
         });
     let times = || Values::Int64(deletes.iter().map(|(_, at)| at.0.cast_signed()).collect());
-    let keys = || match text {
-        true => Values::Text(Blobs::from_iter(deletes.iter().map(|(key, _)| match key {
-            PrimaryKey::Text(text) => text.as_bytes(),
-            PrimaryKey::Int(_) => &[],
-        }))),
-        false => Values::Int64(
-            deletes
-                .iter()
-                .map(|(key, _)| match key {
-                    PrimaryKey::Int(n) => *n,
-                    PrimaryKey::Text(_) => 0,
-                })
-                .collect(),
-        ),
+    let keys = || {
+        let mut texts = Blobs::default();
+        let mut numbers = Vec::new();
+        for (key, _) in deletes {
+            match key {
+                PrimaryKey::Text(text) => texts.push(text.as_bytes()),
+                PrimaryKey::Int(n) => numbers.push(*n),
+            }
+        }
+        if text {
+            Values::Text(texts)
+        } else {
+            Values::Int64(numbers)
+        }
     };
     let key_type = if text {
         DataType::VarChar

@@ -80,9 +80,12 @@ fn blob(field: &Field, raw: &[u8]) -> Value {
                 return opaque(raw);
             }
             let pair = |pair: &[u8; 8]| {
-                let [a, b, c, d, e, f, g, h] = *pair;
-                let index = u32::from_le_bytes([a, b, c, d]);
-                (index.to_string(), float(f32::from_le_bytes([e, f, g, h])))
+                let (index, v) = pair.split_at(4);
+                let bytes = |part: &[u8]| part.try_into().unwrap_or_default();
+                (
+                    u32::from_le_bytes(bytes(index)).to_string(),
+                    float(f32::from_le_bytes(bytes(v))),
+                )
             };
             Value::Object(pairs.iter().map(pair).collect())
         }

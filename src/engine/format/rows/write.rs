@@ -66,7 +66,7 @@ pub fn groups(rows: &Rows) -> Vec<Group> {
     };
     let mut out = Vec::new();
     for (field, column) in rows.schema().fields.iter().zip(rows.columns()) {
-        let wide = rows.len() > 0 && column.bytes() / rows.len() >= WIDE && field.id.0 >= 100;
+        let wide = !rows.is_empty() && column.bytes() / rows.len() >= WIDE && field.id.0 >= 100;
         if field.is_vector() || field.data_type == DataType::Text || wide {
             out.push(Group {
                 id: field.id,
