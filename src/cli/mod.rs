@@ -5,6 +5,7 @@ pub mod ddl;
 pub mod gc;
 mod jobs;
 mod output;
+mod scan;
 mod verbs;
 
 use std::io::{IsTerminal, Write};
@@ -104,6 +105,8 @@ pub enum Command {
     /// What garbage collection would take and why it keeps the rest; one pass of it; orphans; pauses.
     #[command(subcommand)]
     Gc(GcCommand),
+    /// Rows of a segment, read from its files: `scan 4711 --fields id,title --limit 100`.
+    Scan(scan::ScanArgs),
     /// What was moved aside instead of deleted: list, put back, delete for good.
     #[command(subcommand)]
     Quarantine(QuarantineCommand),
@@ -482,6 +485,7 @@ pub async fn run(command: Command, handle: Handle, out: &mut (dyn Write + Send))
         Command::Export(command) => verbs::export(&mut handle, command, out).await,
         Command::Gc(command) => gc::gc(&mut handle, command, out).await,
         Command::Quarantine(command) => gc::quarantine(&mut handle, command, out).await,
+        Command::Scan(args) => scan::scan(&handle, args, out).await,
         Command::Doctor(args) => verbs::doctor(&handle, args, out).await,
         Command::Demo(apply) => jobs::demo(&mut handle, &apply, out).await,
         Command::Config(_) | Command::Completions { .. } => Err(Error::new(
@@ -522,6 +526,7 @@ impl Command {
             Self::Get(_)
             | Self::Describe(_)
             | Self::Doctor(_)
+            | Self::Scan(_)
             | Self::Config(_)
             | Self::Completions { .. }
             | Self::Snapshot(

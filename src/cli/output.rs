@@ -42,7 +42,7 @@ fn show(cell: &Cell) -> Cow<'_, str> {
     resource::text(cell)
 }
 
-fn line(out: &mut dyn Write, text: &str) -> Result<()> {
+pub(super) fn line(out: &mut dyn Write, text: &str) -> Result<()> {
     writeln!(out, "{text}").map_err(write_failed)
 }
 

@@ -115,6 +115,9 @@ pub enum Request {
     },
     /// What a job moved aside: its record, what lies there by prefix, some of the names.
     Quarantine(JobId),
+    /// Rows of a segment, from its files. With a sender they go there, a few at a time, as they are read, and the answer is what was
+    /// counted; without one they are in the answer, vectors and documents cut short.
+    Scan(super::scan::Scan, Option<mpsc::Sender<super::scan::Found>>),
     /// Health checks; `deep` compares the bucket's listing with every reference.
     Doctor {
         /// Compare listings.

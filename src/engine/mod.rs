@@ -19,6 +19,7 @@ pub mod objects;
 pub mod plan;
 pub mod profile;
 mod references;
+pub mod scan;
 mod serve;
 mod snapshot_detail;
 pub mod wal;

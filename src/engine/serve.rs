@@ -121,6 +121,10 @@ impl Server {
                 let tree = quarantine::tree(&self.meta, objects, &self.roots, job).await?;
                 Ok(Reply::Tree(Arc::new(tree)))
             }
+            Request::Scan(scan, sink) => {
+                let tree = super::scan::run(self, &scan, sink).await?;
+                Ok(Reply::Tree(Arc::new(tree)))
+            }
             Request::Doctor { deep } => self.doctor(deep).await,
             Request::Plan(intent) => {
                 let catalog = self.catalog.borrow().clone();

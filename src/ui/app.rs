@@ -239,7 +239,7 @@ impl App {
                 .columns
                 .iter()
                 .any(|c| c.unit == Unit::Age),
-            Place::Doctor => false,
+            Place::Doctor | Place::Rows(_) => false,
         };
         let moving = !matches!(self.conn, Conn::Static { .. })
             || !self.toasts.is_empty()
@@ -353,6 +353,7 @@ impl App {
         match &page.place {
             Place::List(..) => page.table.selected.clone(),
             Place::Detail(_, id) => Some(id.clone()),
+            Place::Rows(id) => Some(RowId::Segment(*id)),
             Place::Overview | Place::Doctor => None,
         }
     }
@@ -400,6 +401,9 @@ impl App {
                 self.ask_tree_once(Request::Quarantine(job), out);
             }
             Place::Doctor => self.ask_tree_once(Request::Doctor { deep: false }, out),
+            Place::Rows(segment) => {
+                self.ask_tree_once(Request::Scan(super::operate::sample(segment), None), out);
+            }
             Place::Overview => {
                 if self.summary.is_none() || self.rows_old {
                     self.rows_old = false;

@@ -126,7 +126,7 @@ fn body(app: &App, areas: Areas, buf: &mut Buffer, now: UnixMs) {
             }
         }
         Place::Overview => screens::overview::draw(app, areas.body, buf, now),
-        Place::Detail(..) | Place::Doctor => {
+        Place::Detail(..) | Place::Doctor | Place::Rows(_) => {
             let lines = screens::lines(app, now);
             document::draw(
                 &lines,

@@ -3,7 +3,7 @@
 use crossterm::event::{Event, KeyEventKind, MouseButton, MouseEvent, MouseEventKind};
 
 use crate::engine::ids::UnixMs;
-use crate::engine::model::resource::Kind;
+use crate::engine::model::resource::{Kind, RowId};
 
 use super::app::{App, Effect};
 use super::document::{self, Line};
@@ -20,7 +20,7 @@ pub const fn context(place: &Place) -> Context {
     match place {
         Place::Overview => Context::Overview,
         Place::List(..) => Context::List,
-        Place::Detail(..) | Place::Doctor => Context::Detail,
+        Place::Detail(..) | Place::Doctor | Place::Rows(_) => Context::Detail,
     }
 }
 
@@ -77,6 +77,11 @@ pub fn run(app: &mut App, action: Action, now: UnixMs, out: &mut Vec<Effect>) {
         Action::Overview => app.visit(Place::Overview, vec!["Overview".to_owned()]),
         Action::Go(kind) => app.visit_kind(kind),
         Action::Doctor => app.visit(Place::Doctor, vec!["Health check".to_owned()]),
+        Action::Rows => {
+            if let Some(RowId::Segment(id)) = app.target() {
+                app.visit(Place::Rows(id), vec!["Rows".to_owned(), id.to_string()]);
+            }
+        }
         Action::Copy | Action::CopyView => copy(app, action, now, out),
         _ if keymap::entry(action).is_some_and(|e| e.group == Group::Act) => {
             operate::act(app, action, now, out);

@@ -395,6 +395,15 @@ pub const ACTIONS: &[Entry] = &[
         "",
     ),
     look(
+        Action::Rows,
+        "rows",
+        "The first rows of the segment, from its files",
+        &[ch('w')],
+        ROWS,
+        Group::Look,
+        "",
+    ),
+    look(
         Action::Doctor,
         "doctor",
         "Check the health of stores, formats and references",

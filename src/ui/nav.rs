@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::engine::error::Error;
 use crate::engine::handle::RawValue;
-use crate::engine::ids::MetaRev;
+use crate::engine::ids::{MetaRev, SegmentId};
 use crate::engine::model::resource::{Kind, RowId, Scope};
 
 use super::document::Line;
@@ -21,6 +21,8 @@ pub enum Place {
     Detail(Kind, RowId),
     /// The answer of the health check.
     Doctor,
+    /// The first rows of a segment.
+    Rows(SegmentId),
 }
 
 /// Something asked of the engine for a page.

@@ -1,10 +1,11 @@
 //! What an action leads to outside: plans, knobs, copies. And why it cannot be done now.
 
 use crate::engine::handle::Request;
-use crate::engine::ids::{CollectionId, JobId, SnapshotId, UnixMs};
+use crate::engine::ids::{CollectionId, JobId, SegmentId, SnapshotId, UnixMs};
 use crate::engine::model::jobs::{BUNDLE, Copies, JobInfo, JobKind, JobState};
 use crate::engine::model::resource::{Kind, RowId};
 use crate::engine::plan::Intent;
+use crate::engine::scan::Scan;
 
 use super::app::{App, Asked, Effect, Knobs};
 use super::keymap::{self, Action};
@@ -72,6 +73,10 @@ pub fn why_disabled(app: &App, action: Action) -> Option<String> {
     let list = matches!(page.place, Place::List(..));
     let needs = |there: bool, what: &str| (!there).then(|| what.to_owned());
     match action {
+        Action::Rows => needs(
+            matches!(app.target(), Some(RowId::Segment(_))),
+            "select a segment first",
+        ),
         Action::CreateSnapshot => needs(collection(app).is_some(), "select a collection first"),
         Action::Restore | Action::Export | Action::Drop | Action::Pin | Action::Verify => {
             needs(snapshot(app).is_some(), "select a snapshot first")
@@ -118,6 +123,17 @@ pub fn why_disabled(app: &App, action: Action) -> Option<String> {
                 "it has no meaning on this page",
             )
         }
+    }
+}
+
+/// What a page about a segment's rows asks for.
+#[must_use]
+pub fn sample(segment: SegmentId) -> Scan {
+    Scan {
+        segment,
+        limit: Some(20),
+        deletes: true,
+        ..Scan::default()
     }
 }
 

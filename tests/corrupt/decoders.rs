@@ -33,7 +33,7 @@ use falconer::engine::model::resource::{self, Kind, Scope, View};
 use falconer::engine::plan::journal::{Audit, JobRecord, Mark, Owner, PreImage, from_json};
 
 use super::mutate::{damaged, reshaped};
-use super::{Answer, Decoder, Meter, generate, reason, refused, seeds};
+use super::{Answer, Decoder, Meter, generate, reason, refused, rows, seeds};
 
 /// Every reader.
 pub const ALL: &[Decoder] = &[
@@ -119,6 +119,46 @@ pub const ALL: &[Decoder] = &[
         generate: damaged,
         run: binlog,
         memory: (200, 16 * 1024),
+    },
+    Decoder {
+        name: "rows",
+        what: "insert logs, V1 and V2, as rows of five schemas",
+        seeds: rows::inserts,
+        generate: damaged,
+        run: rows::insert,
+        memory: (2_000, 4 << 20),
+    },
+    Decoder {
+        name: "delta",
+        what: "delta logs of every form",
+        seeds: rows::deltas,
+        generate: damaged,
+        run: rows::delta,
+        memory: (2_000, 2 << 20),
+    },
+    Decoder {
+        name: "key-stats",
+        what: "primary-key statistics, JSON and binary",
+        seeds: rows::key_stats,
+        generate: reshaped,
+        run: rows::stats,
+        memory: (400, 64 * 1024),
+    },
+    Decoder {
+        name: "parquet",
+        what: "Parquet of other writers, as rows to insert",
+        seeds: rows::foreign,
+        generate: damaged,
+        run: rows::parquet,
+        memory: (4_000, 8 << 20),
+    },
+    Decoder {
+        name: "json-rows",
+        what: "JSON lines, as rows to insert",
+        seeds: rows::lines,
+        generate: reshaped,
+        run: rows::json,
+        memory: (400, 256 * 1024),
     },
     Decoder {
         name: "storage-manifest",

@@ -15,6 +15,7 @@ pub mod generate;
 #[path = "../support/lab.rs"]
 pub mod lab;
 pub mod mutate;
+pub mod rows;
 pub mod seeds;
 #[path = "../support/storage.rs"]
 pub mod storage;

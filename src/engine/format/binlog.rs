@@ -73,6 +73,8 @@ const FIXED_END: usize = 85;
 const DESCRIPTOR: i8 = 0;
 const EVENT_HEADER: usize = 17;
 const EVENT_FIXED: usize = 33;
+/// Lengths of the fixed parts of each event type.
+const POST_HEADERS: [u8; 8] = [52, 16, 16, 16, 16, 16, 16, 16];
 
 /// The descriptor of a storage V1 file: what every insert, stats-less delta and index slice begins with.
 #[derive(Clone, Debug, PartialEq)]
@@ -152,6 +154,73 @@ impl V1Header {
             serde_json::Value::String(text) => text.parse().ok(),
             other => other.as_u64(),
         }
+    }
+}
+
+/// What a storage V1 file of one event is made with.
+#[derive(Clone, Debug)]
+pub struct V1Head {
+    /// When it is written.
+    pub written: Tso,
+    /// The collection.
+    pub collection: CollectionId,
+    /// The partition.
+    pub partition: PartitionId,
+    /// The segment.
+    pub segment: SegmentId,
+    /// The field; -1 in delta logs.
+    pub field: FieldId,
+    /// First and last row timestamp.
+    pub range: (Tso, Tso),
+    /// `schema.DataType` of the payload.
+    pub data_type: i32,
+    /// Event type: 1 insert, 2 delete.
+    pub event: i8,
+    /// `original_size` and what else belongs there.
+    pub extras: serde_json::Map<String, serde_json::Value>,
+}
+
+impl V1Head {
+    /// The file around a payload.
+    pub fn file(&self, payload: &[u8]) -> Result<Vec<u8>> {
+        let extras = serde_json::Value::Object(self.extras.clone()).to_string();
+        let size = |n: usize| {
+            i32::try_from(n).map_err(|_| {
+                Error::new(ErrorKind::Limit, "a storage V1 file holds less than 2 GiB")
+                    .fix("write shorter logs")
+            })
+        };
+        let first = FIXED_END + extras.len();
+        let mut out = Vec::with_capacity(first + EVENT_FIXED + payload.len());
+        out.extend(V1_MAGIC);
+        out.extend(self.written.0.to_le_bytes());
+        out.extend(DESCRIPTOR.to_le_bytes());
+        out.extend(size(first - 4)?.to_le_bytes());
+        out.extend(size(first)?.to_le_bytes());
+        for id in [
+            self.collection.0,
+            self.partition.0,
+            self.segment.0,
+            self.field.0,
+        ] {
+            out.extend(id.to_le_bytes());
+        }
+        let (from, to) = self.range;
+        out.extend(from.0.to_le_bytes());
+        out.extend(to.0.to_le_bytes());
+        out.extend(self.data_type.to_le_bytes());
+        out.extend(POST_HEADERS);
+        out.extend(size(extras.len())?.to_le_bytes());
+        out.extend(extras.as_bytes());
+        let length = EVENT_FIXED + payload.len();
+        out.extend(self.written.0.to_le_bytes());
+        out.extend(self.event.to_le_bytes());
+        out.extend(size(length)?.to_le_bytes());
+        out.extend(size(first + length)?.to_le_bytes());
+        out.extend(from.0.to_le_bytes());
+        out.extend(to.0.to_le_bytes());
+        out.extend(payload);
+        Ok(out)
     }
 }
 

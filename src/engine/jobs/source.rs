@@ -16,7 +16,9 @@ use crate::engine::format::pb::msg::MsgPosition;
 use crate::engine::format::pb::schema::{
     CollectionSchema, DataType, FieldSchema, FunctionSchema, StructArrayFieldSchema,
 };
-use crate::engine::ids::{CollectionId, DbId, KeyPrefix, MetaKey, MetaRev, SnapshotId};
+use crate::engine::ids::{
+    CollectionId, DbId, KeyPrefix, MetaKey, MetaRev, PartitionId, SegmentId, SnapshotId,
+};
 use crate::engine::meta::{KeyValue, MetaReader, RangeOpts, Span};
 use crate::engine::profile::Roots;
 
@@ -103,7 +105,15 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     async fn family<M: Message + Default>(&self, family: Family) -> Result<Vec<(Key, M, MetaRev)>> {
-        let prefix = family.under(self.roots, &[self.collection.0]);
+        self.below(family, &[self.collection.0]).await
+    }
+
+    async fn below<M: Message + Default>(
+        &self,
+        family: Family,
+        ids: &[i64],
+    ) -> Result<Vec<(Key, M, MetaRev)>> {
+        let prefix = family.under(self.roots, ids);
         let (kvs, _) = span_at(self.meta, &prefix, Some(self.at)).await?;
         let mut out = Vec::with_capacity(kvs.len());
         for kv in kvs {
@@ -333,16 +343,29 @@ impl Reader<'_> {
         Ok(out)
     }
 
-    /// Segments with the four log families; lists inside the value win (`spec/layout.md` §3.3).
+    /// Segments with the four log families.
     async fn segments(&self) -> Result<BTreeMap<i64, SegmentInfo>> {
-        let mut logs: BTreeMap<(i64, u8), Vec<FieldBinlog>> = BTreeMap::new();
+        let mut logs = self.logs(&[self.collection.0]).await?;
+        let mut out = BTreeMap::new();
+        for (key, mut segment, _) in self.family::<SegmentInfo>(Family::Segment).await? {
+            if let Key::Segment(_, _, id) = key {
+                join(&mut segment, id.0, &mut logs);
+                out.insert(id.0, segment);
+            }
+        }
+        Ok(out)
+    }
+
+    /// The log records below these ids, by segment and kind.
+    async fn logs(&self, ids: &[i64]) -> Result<Logs> {
+        let mut logs = Logs::new();
         for family in [
             Family::Binlog,
             Family::Statslog,
             Family::Deltalog,
             Family::Bm25log,
         ] {
-            for (key, log, _) in self.family::<FieldBinlog>(family).await? {
+            for (key, log, _) in self.below::<FieldBinlog>(family, ids).await? {
                 if let Key::Log(kind, _, _, s, _) = key
                     && !log.binlogs.is_empty()
                 {
@@ -350,24 +373,43 @@ impl Reader<'_> {
                 }
             }
         }
-        let mut out = BTreeMap::new();
-        for (key, mut segment, _) in self.family::<SegmentInfo>(Family::Segment).await? {
-            let Key::Segment(_, _, id) = key else {
-                continue;
-            };
-            let mut fill = |kind, list: &mut Vec<FieldBinlog>| {
-                if list.is_empty() {
-                    *list = logs.remove(&(id.0, slot(kind))).unwrap_or_default();
-                }
-            };
-            fill(LogKind::Insert, &mut segment.binlogs);
-            fill(LogKind::Stats, &mut segment.statslogs);
-            fill(LogKind::Delta, &mut segment.deltalogs);
-            fill(LogKind::Bm25, &mut segment.bm25statslogs);
-            out.insert(id.0, segment);
-        }
-        Ok(out)
+        Ok(logs)
     }
+
+    /// One segment with its logs.
+    async fn segment(&self, (p, s): (PartitionId, SegmentId)) -> Result<Option<SegmentInfo>> {
+        let key = Key::Segment(self.collection, p, s);
+        let opts = RangeOpts {
+            at: Some(self.at),
+            ..RangeOpts::default()
+        };
+        let span = Span::key(&key.to_key(self.roots));
+        let page = self.meta.range(&span, opts).await?;
+        let Some(kv) = page.kvs.first() else {
+            return Ok(None);
+        };
+        let Some(mut info) = value::<SegmentInfo>(&key, kv)? else {
+            return Ok(None);
+        };
+        let mut logs = self.logs(&[self.collection.0, p.0, s.0]).await?;
+        join(&mut info, s.0, &mut logs);
+        Ok(Some(info))
+    }
+}
+
+type Logs = BTreeMap<(i64, u8), Vec<FieldBinlog>>;
+
+/// Lists inside the value win (`spec/layout.md` §3.3).
+fn join(segment: &mut SegmentInfo, id: i64, logs: &mut Logs) {
+    let mut fill = |kind, list: &mut Vec<FieldBinlog>| {
+        if list.is_empty() {
+            *list = logs.remove(&(id, slot(kind))).unwrap_or_default();
+        }
+    };
+    fill(LogKind::Insert, &mut segment.binlogs);
+    fill(LogKind::Stats, &mut segment.statslogs);
+    fill(LogKind::Delta, &mut segment.deltalogs);
+    fill(LogKind::Bm25, &mut segment.bm25statslogs);
 }
 
 const fn slot(kind: LogKind) -> u8 {
@@ -377,6 +419,49 @@ const fn slot(kind: LogKind) -> u8 {
         LogKind::Delta => 2,
         LogKind::Bm25 => 3,
     }
+}
+
+/// The schema of a collection, whatever its state, and these segments of it with their logs, at one revision. A segment that has
+/// no record is left out.
+pub async fn segments_of(
+    meta: &MetaReader,
+    roots: &Roots,
+    collection: CollectionId,
+    wanted: &[(PartitionId, SegmentId)],
+) -> Result<(CollectionSchema, BTreeMap<i64, SegmentInfo>)> {
+    let (kvs, at) = span_at(meta, &Family::Collection.prefix(roots), None).await?;
+    let (legacy, _) = span_at(meta, &Family::LegacyCollection.prefix(roots), Some(at)).await?;
+    let mut own = None;
+    for kv in legacy.into_iter().chain(kvs) {
+        if let ParsedKey::Known(key @ (Key::Collection(_, id) | Key::LegacyCollection(id))) =
+            Key::parse(roots, &kv.key.0)
+            && id == collection
+            && let Some(info) = value::<CollectionInfo>(&key, &kv)?
+        {
+            own = Some(info);
+        }
+    }
+    let info = own.ok_or_else(|| {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("collection {collection} does not exist any more, and its fields with it"),
+        )
+        .fix("read the segment from a snapshot of the collection")
+    })?;
+    let reader = Reader {
+        meta,
+        roots,
+        collection,
+        at,
+    };
+    let schema = reader.schema(&info, "").await?;
+    let mut segments = BTreeMap::new();
+    for place in wanted {
+        if let Some(info) = reader.segment(*place).await? {
+            segments.insert(place.1.0, info);
+        }
+    }
+    Ok((schema, segments))
 }
 
 /// A snapshot record, wherever it is: by id alone, because its collection may be gone.

@@ -105,6 +105,8 @@ pub enum Action {
     Loosen,
     /// Set or lower the byte limit.
     Tighten,
+    /// The first rows of a segment.
+    Rows,
     /// Check the health of everything.
     Doctor,
     /// Build the demo.

@@ -168,6 +168,14 @@ fn wrapped(app: &App, words: &str, tone: Tone) -> Vec<Line> {
         .collect()
 }
 
+/// The first rows of a segment.
+#[must_use]
+pub fn rows(app: &App) -> Vec<Line> {
+    let mut out = vec![Line::heading("First rows, deleted ones left out")];
+    out.extend(tree(app, "reading the segment's files …"));
+    out
+}
+
 /// The answer of the health check.
 #[must_use]
 pub fn doctor(app: &App) -> Vec<Line> {

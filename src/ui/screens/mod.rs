@@ -19,6 +19,7 @@ pub fn lines(app: &App, now: UnixMs) -> Vec<Line> {
         Place::Overview => overview::lines(app, now),
         Place::Detail(kind, id) => detail::lines(app, *kind, id, now),
         Place::Doctor => detail::doctor(app),
+        Place::Rows(_) => detail::rows(app),
         Place::List(..) => Vec::new(),
     }
 }
