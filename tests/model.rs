@@ -4,6 +4,8 @@ mod support;
 
 #[path = "model/broadcasts.rs"]
 mod broadcasts;
+#[path = "model/levels.rs"]
+mod levels;
 
 use std::collections::BTreeMap;
 

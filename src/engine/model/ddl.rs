@@ -18,7 +18,7 @@ use crate::engine::format::pb;
 use crate::engine::format::pb::common::SegmentState;
 use crate::engine::format::wire::{Malformed, Patch};
 use crate::engine::ids::{
-    CollectionId, DbId, FieldId, FunctionId, IndexId, PartitionId, Tso, UnixNs, VChannel,
+    CollectionId, DbId, FieldId, FunctionId, IndexId, PartitionId, PartitionScope, Tso, UnixNs, VChannel,
 };
 
 /// A record: its key and its value.
@@ -365,7 +365,7 @@ pub fn drop_partition(
     now: UnixNs,
 ) -> Effect {
     // −1 is every partition: dropping it would drop what belongs to others (§12 rule 8).
-    if partition == PartitionId::ALL {
+    if PartitionScope::of(partition, false).is_none() {
         return Ok(Vec::new());
     }
     let mut out = drop_segments(records, now, |info| {
