@@ -10,7 +10,8 @@ use falconer::engine::format::keys::{Key, Roots};
 use falconer::engine::format::pb;
 use falconer::engine::format::wire::{read_varint, records as wire_records};
 use falconer::engine::ids::{
-    CollectionId, DbId, IndexId, MetaKey, MetaRev, PartitionId, PartitionScope, SegmentId, Tso, UnixNs, VChannel,
+    CollectionId, DbId, IndexId, MetaKey, MetaRev, PartitionId, PartitionScope, SegmentId, Tso,
+    UnixNs, VChannel,
 };
 use falconer::engine::meta::{Event, KeyValue};
 use falconer::engine::model::catalog::Catalog;

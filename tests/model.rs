@@ -2,6 +2,8 @@
 
 mod support;
 
+#[path = "model/beside.rs"]
+mod beside;
 #[path = "model/broadcasts.rs"]
 mod broadcasts;
 #[path = "model/levels.rs"]

@@ -25,7 +25,9 @@ fn life(n: i64) -> Vec<(Key, Vec<Vec<u8>>)> {
     let c = CollectionId(7_000_000 + n);
     let (p, default) = (PartitionId(100 + n), PartitionId(1_000 + n));
     let all = PartitionScope::ALL.stored();
-    let channels: Vec<VChannel> = (0..2).map(|i| VChannel(format!("base-dml_{i}_{c}v{i}"))).collect();
+    let channels: Vec<VChannel> = (0..2)
+        .map(|i| VChannel(format!("base-dml_{i}_{c}v{i}")))
+        .collect();
     let info = |state: i32| pb::etcd::CollectionInfo {
         id: c.0,
         db_id: 1,
@@ -103,63 +105,182 @@ fn life(n: i64) -> Vec<(Key, Vec<Vec<u8>>)> {
     fn all_of(values: &[&dyn Fn() -> Vec<u8>]) -> Vec<Vec<u8>> {
         values.iter().map(|v| v()).collect()
     }
-    let (s1, s2, l0) = (SegmentId(10 * n + 1), SegmentId(10 * n + 2), SegmentId(10 * n + 3));
+    let (s1, s2, l0) = (
+        SegmentId(10 * n + 1),
+        SegmentId(10 * n + 2),
+        SegmentId(10 * n + 3),
+    );
     let mut out = vec![
-        (Key::Collection(DbId(1), c), vec![info(0).encode_to_vec(), info(2).encode_to_vec()]),
+        (
+            Key::Collection(DbId(1), c),
+            vec![info(0).encode_to_vec(), info(2).encode_to_vec()],
+        ),
         (Key::Partition(c, p), vec![partition("p").encode_to_vec()]),
-        (Key::Partition(c, default), vec![partition("_default").encode_to_vec()]),
-        (Key::Field(c, FieldId(100)), vec![field(100).encode_to_vec()]),
-        (Key::Field(c, FieldId(101)), vec![field(101).encode_to_vec()]),
+        (
+            Key::Partition(c, default),
+            vec![partition("_default").encode_to_vec()],
+        ),
+        (
+            Key::Field(c, FieldId(100)),
+            vec![field(100).encode_to_vec()],
+        ),
+        (
+            Key::Field(c, FieldId(101)),
+            vec![field(101).encode_to_vec()],
+        ),
         (
             Key::Function(c, FunctionId(1)),
             vec![pb::schema::FunctionSchema::default().encode_to_vec()],
         ),
         (
             Key::Alias(DbId(1), format!("a{n}")),
-            vec![pb::etcd::AliasInfo { collection_id: c.0, ..Default::default() }.encode_to_vec()],
+            vec![
+                pb::etcd::AliasInfo {
+                    collection_id: c.0,
+                    ..Default::default()
+                }
+                .encode_to_vec(),
+            ],
         ),
         (
             Key::CollectionLoad(c),
-            vec![pb::query::CollectionLoadInfo { collection_id: c.0, status: 2, ..Default::default() }.encode_to_vec()],
+            vec![
+                pb::query::CollectionLoadInfo {
+                    collection_id: c.0,
+                    status: 2,
+                    ..Default::default()
+                }
+                .encode_to_vec(),
+            ],
         ),
         (
             Key::PartitionLoad(c, p),
-            vec![pb::query::PartitionLoadInfo { collection_id: c.0, partition_id: p.0, ..Default::default() }.encode_to_vec()],
+            vec![
+                pb::query::PartitionLoadInfo {
+                    collection_id: c.0,
+                    partition_id: p.0,
+                    ..Default::default()
+                }
+                .encode_to_vec(),
+            ],
         ),
         (
             Key::Replica(c, ReplicaId(9_000 + n)),
-            vec![pb::query::Replica { id: 9_000 + n, collection_id: c.0, ..Default::default() }.encode_to_vec()],
+            vec![
+                pb::query::Replica {
+                    id: 9_000 + n,
+                    collection_id: c.0,
+                    ..Default::default()
+                }
+                .encode_to_vec(),
+            ],
         ),
-        (Key::Segment(c, p, s1), vec![segment(s1.0, p, 1, 2), segment(s1.0, p, 2, 4), segment(s1.0, p, 2, 6)].iter().map(Message::encode_to_vec).collect()),
-        (Key::Segment(c, p, s2), vec![segment(s2.0, p, 2, 2), segment(s2.0, p, 2, 6)].iter().map(Message::encode_to_vec).collect()),
-        (Key::Segment(c, all, l0), vec![segment(l0.0, all, 1, 4), segment(l0.0, all, 1, 6)].iter().map(Message::encode_to_vec).collect()),
-        (Key::Log(LogKind::Insert, c, p, s1, FieldId(100)), vec![log.encode_to_vec()]),
-        (Key::Log(LogKind::Stats, c, p, s1, FieldId(100)), vec![log.encode_to_vec()]),
-        (Key::Log(LogKind::Delta, c, all, l0, FieldId(0)), vec![log.encode_to_vec()]),
-        (Key::SegmentIndex(c, p, s1, BuildId(6_000 + n)), all_of(&[&|| build(false).encode_to_vec(), &|| build(true).encode_to_vec()])),
-        (Key::FieldIndex(c, IndexId(5_000 + n)), all_of(&[&|| index(false).encode_to_vec(), &|| index(true).encode_to_vec()])),
+        (
+            Key::Segment(c, p, s1),
+            vec![
+                segment(s1.0, p, 1, 2),
+                segment(s1.0, p, 2, 4),
+                segment(s1.0, p, 2, 6),
+            ]
+            .iter()
+            .map(Message::encode_to_vec)
+            .collect(),
+        ),
+        (
+            Key::Segment(c, p, s2),
+            vec![segment(s2.0, p, 2, 2), segment(s2.0, p, 2, 6)]
+                .iter()
+                .map(Message::encode_to_vec)
+                .collect(),
+        ),
+        (
+            Key::Segment(c, all, l0),
+            vec![segment(l0.0, all, 1, 4), segment(l0.0, all, 1, 6)]
+                .iter()
+                .map(Message::encode_to_vec)
+                .collect(),
+        ),
+        (
+            Key::Log(LogKind::Insert, c, p, s1, FieldId(100)),
+            vec![log.encode_to_vec()],
+        ),
+        (
+            Key::Log(LogKind::Stats, c, p, s1, FieldId(100)),
+            vec![log.encode_to_vec()],
+        ),
+        (
+            Key::Log(LogKind::Delta, c, all, l0, FieldId(0)),
+            vec![log.encode_to_vec()],
+        ),
+        (
+            Key::SegmentIndex(c, p, s1, BuildId(6_000 + n)),
+            all_of(&[&|| build(false).encode_to_vec(), &|| {
+                build(true).encode_to_vec()
+            }]),
+        ),
+        (
+            Key::FieldIndex(c, IndexId(5_000 + n)),
+            all_of(&[&|| index(false).encode_to_vec(), &|| {
+                index(true).encode_to_vec()
+            }]),
+        ),
         (
             Key::Snapshot(c, SnapshotId(8_000 + n)),
-            vec![pb::data::SnapshotInfo { id: 8_000 + n, collection_id: c.0, name: "s".into(), state: 2, ..Default::default() }.encode_to_vec()],
+            vec![
+                pb::data::SnapshotInfo {
+                    id: 8_000 + n,
+                    collection_id: c.0,
+                    name: "s".into(),
+                    state: 2,
+                    ..Default::default()
+                }
+                .encode_to_vec(),
+            ],
         ),
         (
             Key::StatsTask(TaskId(4_000 + n)),
-            vec![pb::index::StatsTask { collection_id: c.0, ..Default::default() }.encode_to_vec()],
+            vec![
+                pb::index::StatsTask {
+                    collection_id: c.0,
+                    ..Default::default()
+                }
+                .encode_to_vec(),
+            ],
         ),
         (
             Key::CopySegmentJob(JobId(3_000 + n)),
-            vec![pb::data::CopySegmentJob { collection_id: c.0, ..Default::default() }.encode_to_vec()],
+            vec![
+                pb::data::CopySegmentJob {
+                    collection_id: c.0,
+                    ..Default::default()
+                }
+                .encode_to_vec(),
+            ],
         ),
         (
             Key::BroadcastTask(n.cast_unsigned() + 1),
-            vec![pb::streaming::BroadcastTask { state: 1, ..Default::default() }.encode_to_vec(), pb::streaming::BroadcastTask { state: 5, ..Default::default() }.encode_to_vec()],
+            vec![
+                pb::streaming::BroadcastTask {
+                    state: 1,
+                    ..Default::default()
+                }
+                .encode_to_vec(),
+                pb::streaming::BroadcastTask {
+                    state: 5,
+                    ..Default::default()
+                }
+                .encode_to_vec(),
+            ],
         ),
     ];
     for channel in &channels {
         let pchannel = channel.0.rsplit_once('_').expect("a vchannel").0.to_owned();
         out.push((
             Key::ChannelCheckpoint(channel.clone()),
-            vec![cp(470_000_000_000_000_000).encode_to_vec(), cp(u64::MAX).encode_to_vec()],
+            vec![
+                cp(470_000_000_000_000_000).encode_to_vec(),
+                cp(u64::MAX).encode_to_vec(),
+            ],
         ));
         out.push((
             Key::ChannelRemoval(channel.clone()),
@@ -171,7 +292,14 @@ fn life(n: i64) -> Vec<(Key, Vec<Vec<u8>>)> {
         ));
         out.push((
             Key::WalVChannel(pchannel, channel.clone()),
-            vec![pb::streaming::VChannelMeta { vchannel: channel.0.clone(), state: 1, ..Default::default() }.encode_to_vec()],
+            vec![
+                pb::streaming::VChannelMeta {
+                    vchannel: channel.0.clone(),
+                    state: 1,
+                    ..Default::default()
+                }
+                .encode_to_vec(),
+            ],
         ));
     }
     out
@@ -202,7 +330,10 @@ fn put(key: &MetaKey, value: Vec<u8>, rev: MetaRev) -> Event {
 
 /// Collections that some key names and none records, by the keys alone.
 fn unrecorded(now: &BTreeMap<MetaKey, (Key, Vec<u8>)>) -> BTreeSet<CollectionId> {
-    let live = || now.values().filter(|(_, value)| value.as_slice() != TOMBSTONE);
+    let live = || {
+        now.values()
+            .filter(|(_, value)| value.as_slice() != TOMBSTONE)
+    };
     let recorded: BTreeSet<CollectionId> = live()
         .filter_map(|(key, _)| match key {
             Key::Collection(_, c) => Some(*c),
@@ -215,9 +346,10 @@ fn unrecorded(now: &BTreeMap<MetaKey, (Key, Vec<u8>)>) -> BTreeSet<CollectionId>
         | Key::FieldIndex(c, _)
         | Key::Partition(c, _)
         | Key::CollectionLoad(c) => Some(*c),
-        Key::ChannelCheckpoint(v) | Key::ChannelRemoval(v) | Key::ChannelWatch(_, v) | Key::WalVChannel(_, v) => {
-            falconer::engine::format::vchannel::collection(v)
-        }
+        Key::ChannelCheckpoint(v)
+        | Key::ChannelRemoval(v)
+        | Key::ChannelWatch(_, v)
+        | Key::WalVChannel(_, v) => falconer::engine::format::vchannel::collection(v),
         _ => None,
     });
     named.filter(|c| !recorded.contains(c)).collect()
@@ -307,11 +439,20 @@ fn differences(a: &Catalog, b: &Catalog) -> Vec<String> {
             ("broadcasts", c.broadcasts.len()),
             ("loads", c.loads.len()),
             ("replicas", c.replicas.len()),
-            ("sums", c.sums.collections.len() + c.sums.partitions.len() + c.sums.channels.len() + c.sums.indexes.len()),
+            (
+                "sums",
+                c.sums.collections.len()
+                    + c.sums.partitions.len()
+                    + c.sums.channels.len()
+                    + c.sums.indexes.len(),
+            ),
         ]
     };
     let pairs = sizes(a).into_iter().zip(sizes(b));
-    pairs.filter(|(a, b)| a != b).map(|(a, b)| format!("{a:?} against {b:?}")).collect()
+    pairs
+        .filter(|(a, b)| a != b)
+        .map(|(a, b)| format!("{a:?} against {b:?}"))
+        .collect()
 }
 
 #[test]

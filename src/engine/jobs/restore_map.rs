@@ -252,7 +252,10 @@ pub fn draw(source: &Source, given: &Given, root: &str, bucket: &str) -> Result<
                 segment.segment_id
             ))
         };
-        let partition = match PartitionScope::of(from, deletes).ok_or_else(unlisted)?.one() {
+        let partition = match PartitionScope::of(from, deletes)
+            .ok_or_else(unlisted)?
+            .one()
+        {
             Some(one) => *partitions.get(&one).ok_or_else(unlisted)?,
             None => PartitionScope::ALL.stored(),
         };

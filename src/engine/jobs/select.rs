@@ -9,8 +9,9 @@ use crate::engine::format::paths::{FieldIndexFile, IndexFile, ManifestPath, ObjP
 use crate::engine::format::pb::common::IndexState;
 use crate::engine::format::pb::common::SegmentState;
 use crate::engine::format::pb::data::{
-    CollectionDescription, FieldBinlog, JsonKeyStats, SegmentDescription, SegmentInfo, SegmentLevel,
-    SnapshotInfo, SnapshotLayout, SnapshotMetadata, StorageV2SegmentManifest, TextIndexStats,
+    CollectionDescription, FieldBinlog, JsonKeyStats, SegmentDescription, SegmentInfo,
+    SegmentLevel, SnapshotInfo, SnapshotLayout, SnapshotMetadata, StorageV2SegmentManifest,
+    TextIndexStats,
 };
 use crate::engine::format::pb::index::{
     IndexFilePathInfo, IndexInfo, IndexStorePathVersion, SegmentIndex,
@@ -269,7 +270,10 @@ fn verdict(
         )
         .fix("the segment is damaged: repair or drop it first"));
     };
-    if scope.one().is_some_and(|p| !source.partitions.contains_key(&p.0)) {
+    if scope
+        .one()
+        .is_some_and(|p| !source.partitions.contains_key(&p.0))
+    {
         return Ok(Some("its partition is dropped"));
     }
     let Some(seek) = seeks.get(s.insert_channel.as_str()) else {

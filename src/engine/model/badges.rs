@@ -96,7 +96,9 @@ pub fn of(view: &View<'_>, row: RowRef<'_>) -> Vec<&'static Badge> {
         RowRef::Leftover(id) => {
             let left = view.catalog.leftover(id).unwrap_or_default();
             let mut all = collection::ALL.iter().copied();
-            all.find(|b| b.name == left.verdict().0).into_iter().collect()
+            all.find(|b| b.name == left.verdict().0)
+                .into_iter()
+                .collect()
         }
         RowRef::Segment(row) => segments::badges(view, row),
         RowRef::Channel(row) => channels::badges(view, row),

@@ -18,7 +18,8 @@ use crate::engine::format::pb;
 use crate::engine::format::pb::common::SegmentState;
 use crate::engine::format::wire::{Malformed, Patch};
 use crate::engine::ids::{
-    CollectionId, DbId, FieldId, FunctionId, IndexId, PartitionId, PartitionScope, Tso, UnixNs, VChannel,
+    CollectionId, DbId, FieldId, FunctionId, IndexId, PartitionId, PartitionScope, Tso, UnixNs,
+    VChannel,
 };
 
 /// A record: its key and its value.

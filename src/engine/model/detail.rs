@@ -297,7 +297,10 @@ pub fn json(view: &View<'_>, id: &RowId) -> Value {
     }
     extras(view, row, &mut out);
     if !super::badges::all(id.kind()).is_empty() {
-        let names: Vec<&str> = super::badges::of(view, row).iter().map(|b| b.name).collect();
+        let names: Vec<&str> = super::badges::of(view, row)
+            .iter()
+            .map(|b| b.name)
+            .collect();
         out.insert("badges".into(), names.into());
     }
     if row.rev().0 > 0 {

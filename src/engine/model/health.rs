@@ -227,7 +227,10 @@ fn collections(view: &View<'_>, out: &mut Vec<Fault>) {
                 severity: Severity::Warn,
                 subject: Some(RowId::Collection(row.id)),
                 since: None,
-                reason: format!("{} is marked as being truncated, and no truncate is under way", row.name),
+                reason: format!(
+                    "{} is marked as being truncated, and no truncate is under way",
+                    row.name
+                ),
                 next: "compaction of it stands still as long as the mark is there",
             });
         }

@@ -20,8 +20,13 @@ impl Catalog {
         };
         let rows = || self.segments.iter();
         let of: BTreeSet<_> = rows().map(|((s, c, p), _)| (*c, *s, *p)).collect();
-        same("segments by collection", of.iter().eq(self.segments_of.iter()));
-        let on: BTreeSet<_> = rows().map(|(key, e)| (e.row.channel.clone(), *key)).collect();
+        same(
+            "segments by collection",
+            of.iter().eq(self.segments_of.iter()),
+        );
+        let on: BTreeSet<_> = rows()
+            .map(|(key, e)| (e.row.channel.clone(), *key))
+            .collect();
         let indexed = self
             .segments_on
             .iter()
@@ -31,7 +36,8 @@ impl Catalog {
             "channels with segments",
             self.segments_on.values().all(|keys| !keys.is_empty()),
         );
-        let moved = rows().all(|((s, c, p), e)| (e.row.id, e.row.collection, e.row.partition) == (*s, *c, *p));
+        let moved = rows()
+            .all(|((s, c, p), e)| (e.row.id, e.row.collection, e.row.partition) == (*s, *c, *p));
         same("places of segments", moved);
         same(
             "logs without a segment",
@@ -59,11 +65,19 @@ impl Catalog {
             .values()
             .filter_map(|c| Some((c.collection?, c.name.clone())))
             .collect();
-        same("channels by collection", channels.iter().eq(self.channels_of.iter()));
+        same(
+            "channels by collection",
+            channels.iter().eq(self.channels_of.iter()),
+        );
         let times: BTreeSet<_> = self
             .channels
             .values()
-            .filter_map(|c| Some((c.checkpoint.filter(|at| at.time().is_some())?, c.name.clone())))
+            .filter_map(|c| {
+                Some((
+                    c.checkpoint.filter(|at| at.time().is_some())?,
+                    c.name.clone(),
+                ))
+            })
             .collect();
         same("checkpoints", times.iter().eq(self.checkpoints.iter()));
         same(
@@ -71,16 +85,29 @@ impl Catalog {
             self.channel_pieces.keys().eq(self.channels.keys()),
         );
         let collections: BTreeSet<_> = self.collections.values().map(|c| (c.db, c.id)).collect();
-        same("collections by database", collections.iter().eq(self.collections_in.iter()));
+        same(
+            "collections by database",
+            collections.iter().eq(self.collections_in.iter()),
+        );
         let aliases: BTreeSet<_> = self
             .aliases
             .iter()
             .map(|((db, name), a)| (a.collection, *db, name.clone()))
             .collect();
-        same("aliases by collection", aliases.iter().eq(self.aliases_of.iter()));
+        same(
+            "aliases by collection",
+            aliases.iter().eq(self.aliases_of.iter()),
+        );
         let snapshots: BTreeSet<_> = self.snapshots.keys().map(|(s, c)| (*c, *s)).collect();
-        same("snapshots by collection", snapshots.iter().eq(self.snapshots_of.iter()));
-        let builds: BTreeSet<_> = self.builds.keys().map(|(b, c, p, s)| (*s, *b, *c, *p)).collect();
+        same(
+            "snapshots by collection",
+            snapshots.iter().eq(self.snapshots_of.iter()),
+        );
+        let builds: BTreeSet<_> = self
+            .builds
+            .keys()
+            .map(|(b, c, p, s)| (*s, *b, *c, *p))
+            .collect();
         same("builds by segment", builds.iter().eq(self.builds_of.iter()));
         let builds: BTreeSet<_> = self
             .builds

@@ -128,9 +128,21 @@ impl Leftover {
         let live = self.segments - self.dropped;
         let parts = [
             of(self.segments, live, "segment", "segments", "dropped"),
-            of(self.checkpoints, self.open_checkpoints, "checkpoint", "checkpoints", "dropped"),
+            of(
+                self.checkpoints,
+                self.open_checkpoints,
+                "checkpoint",
+                "checkpoints",
+                "dropped",
+            ),
             some(self.marks, "removal mark", "removal marks"),
-            of(self.indexes, self.open_indexes, "index", "indexes", "deleted"),
+            of(
+                self.indexes,
+                self.open_indexes,
+                "index",
+                "indexes",
+                "deleted",
+            ),
             some(self.builds, "index build", "index builds"),
             some(self.partitions, "partition", "partitions"),
             self.loaded.then(|| "a load record".to_owned()),
@@ -158,10 +170,15 @@ impl Catalog {
             left.dropped = dropped(sums);
         }
         for channel in self.channels_of(id) {
-            let Channel { checkpoint, mark, .. } = &**channel;
+            let Channel {
+                checkpoint, mark, ..
+            } = &**channel;
             add(&mut left.channels, true);
             add(&mut left.checkpoints, checkpoint.is_some());
-            add(&mut left.open_checkpoints, checkpoint.is_some_and(|cp| cp != Tso::DROPPED));
+            add(
+                &mut left.open_checkpoints,
+                checkpoint.is_some_and(|cp| cp != Tso::DROPPED),
+            );
             add(&mut left.marks, mark.is_some());
         }
         for index in self.indexes_of(id) {
@@ -170,7 +187,10 @@ impl Catalog {
         }
         let builds = (id, IndexId(i64::MIN))..=(id, IndexId(i64::MAX));
         for (_, sums) in self.sums.indexes.range(builds) {
-            left.builds = left.builds.saturating_add(sums.builds()).saturating_add(sums.deleted);
+            left.builds = left
+                .builds
+                .saturating_add(sums.builds())
+                .saturating_add(sums.deleted);
         }
         let partitions = (id, PartitionId(i64::MIN))..=(id, PartitionId(i64::MAX));
         left.partitions = count(self.partitions.range(partitions));
@@ -202,7 +222,9 @@ impl Catalog {
             let mut rest = self.partitions.range((Excluded(at), Unbounded));
             rest.next().map(|((id, _), _)| *id)
         };
-        std::iter::successors(from(after(CollectionId(i64::MIN))), move |id| from(after(*id)))
+        std::iter::successors(from(after(CollectionId(i64::MIN))), move |id| {
+            from(after(*id))
+        })
     }
 }
 

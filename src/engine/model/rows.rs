@@ -1,7 +1,5 @@
 //! Rows: which there are, which one an id means, and in what order.
 
-use std::cmp::Ordering;
-
 use crate::engine::ids::{
     CollectionId, DbId, MetaKey, MetaRev, PartitionId, SegmentId, UnixMs, VChannel,
 };
@@ -355,7 +353,14 @@ fn each_segment<'a>(view: &View<'a>, scope: &Scope, each: &mut dyn FnMut(&'a Seg
     };
     let keep = |s: &&Segment| {
         scope.partition.is_none_or(|p| covers(s, p))
-            && within(view, &here, Some(s.collection), None, Some(s.id), Some(&s.channel))
+            && within(
+                view,
+                &here,
+                Some(s.collection),
+                None,
+                Some(s.id),
+                Some(&s.channel),
+            )
     };
     if let Some(id) = scope.segment {
         c.segment(id).into_iter().filter(keep).for_each(&mut once);
@@ -431,13 +436,7 @@ pub fn list(view: &View<'_>, kind: Kind, scope: &Scope, sort: Option<(usize, boo
     } else {
         numbers.sort_unstable();
     }
-    others.sort_by(|(a, _), (b, _)| match (a, b) {
-        (Cell::None, Cell::None) => Ordering::Equal,
-        (Cell::None, _) => Ordering::Greater,
-        (_, Cell::None) => Ordering::Less,
-        (a, b) if descending => super::text::cmp(b, a),
-        (a, b) => super::text::cmp(a, b),
-    });
+    others.sort_by(|(a, _), (b, _)| super::text::order(a, b, descending));
     let order = numbers
         .into_iter()
         .map(|(_, at)| at)

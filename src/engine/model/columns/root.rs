@@ -1,7 +1,7 @@
 //! Columns of databases, collections, partitions and aliases.
 
-use crate::engine::model::data::{Alias, Collection, Database, Partition};
 use crate::engine::ids::CollectionId;
+use crate::engine::model::data::{Alias, Collection, Database, Partition};
 use crate::engine::model::health;
 use crate::engine::model::leftover::Standing;
 use crate::engine::model::resource::{Cell, Column, Tone, Unit};
