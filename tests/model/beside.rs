@@ -338,7 +338,9 @@ fn what_is_left_of_a_collection_without_a_record_is_a_row_that_says_so() {
         &format!("datacoord-meta/channel-cp/{channel}"),
         cp(u64::MAX).encode_to_vec(),
     );
+    let listed = |scene: &Scene| resource::ids(&scene.view(), Kind::Collections, &Scope::default());
     assert_eq!(text(&scene, &id, "state"), "GC-PENDING");
+    assert_eq!(listed(&scene), before, "that goes by itself");
     assert_eq!(text(&scene, &id, "meta"), "no-record");
     assert_eq!(text(&scene, &id, "damage"), "1 checkpoint (dropped)");
     assert!(rules(&scene, Rule::CollectionLeftover).is_empty());
@@ -382,6 +384,7 @@ fn what_is_left_of_a_collection_without_a_record_is_a_row_that_says_so() {
             "collection {gone} has no record, but 2 segments (1 not dropped), 1 checkpoint"
         )]
     );
+    assert_eq!(listed(&scene).len(), before.len() + 1);
     every_row_answers(&scene.view());
     for key in [
         format!("datacoord-meta/s/{gone}/6/5"),

@@ -53,6 +53,7 @@ badges! {
     collection {
         DAMAGED "DAMAGED" Bad "A part of it is missing or contradicts another";
         LEAK "LEAK?" Warn "It has no record, and something of it is not even marked as dropped: nothing will take it by itself";
+        IMPORTING "IMPORTING" Busy "It has no record, and segments of it are being filled: a restore or an import makes it, or made half of it";
         TRUNCATING "TRUNCATING" Busy "A truncate is under way: it is not compacted meanwhile";
         GC_PENDING "GC-PENDING" Dim "It has no record; what is left is marked as dropped and waits for garbage collection";
         HELD "HELD" Dim "It has no record; snapshots keep what is left";
@@ -94,7 +95,7 @@ pub fn of(view: &View<'_>, row: RowRef<'_>) -> Vec<&'static Badge> {
             set.map(|(_, badge)| badge).collect()
         }
         RowRef::Leftover(id) => {
-            let left = view.catalog.leftover(id).unwrap_or_default();
+            let left = view.leftover(id).unwrap_or_default();
             let mut all = collection::ALL.iter().copied();
             all.find(|b| b.name == left.verdict().0)
                 .into_iter()

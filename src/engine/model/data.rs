@@ -401,6 +401,16 @@ pub struct Task {
     pub rev: MetaRev,
 }
 
+impl Task {
+    /// Its own state says that it is not over, one way or the other.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        const OVER: [&str; 5] = ["completed", "finished", "failed", "timeout", "cleaned"];
+        let state = self.state.name.to_ascii_lowercase();
+        !OVER.iter().any(|word| state.contains(word))
+    }
+}
+
 /// `session/…`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Session {

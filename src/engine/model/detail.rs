@@ -42,7 +42,7 @@ pub fn detail(view: &View<'_>, id: &RowId) -> Vec<Section> {
     match row {
         RowRef::Collection(c) => collection_sections(view, c, &mut out),
         RowRef::Leftover(id) => {
-            let words = view.catalog.leftover(id).map(|left| left.words());
+            let words = view.leftover(id).map(|left| left.words());
             let words = words.map(|w| ("remains".to_owned(), Cell::Text(w.into())));
             push(&mut out, "No record", words.into_iter().collect());
         }

@@ -5,11 +5,12 @@ pub mod broadcasts;
 pub mod channels;
 pub mod segments;
 
+use std::collections::BTreeSet;
+
 use crate::engine::ids::UnixMs;
 
 use super::data::Snapshot;
 use super::jobs::JobState;
-use super::leftover::Leftover;
 use super::quarantine::KEEP_DAYS;
 use super::resource::{Cell, RowId, Tone};
 use super::rows::View;
@@ -235,10 +236,16 @@ fn collections(view: &View<'_>, out: &mut Vec<Fault>) {
             });
         }
     }
-    for id in c.without_record() {
-        let Some(left) = c.leftover(id).filter(Leftover::is_open) else {
+    let at_work: BTreeSet<_> = c
+        .tasks
+        .values()
+        .filter(|t| t.is_under_way())
+        .map(|t| t.collection)
+        .collect();
+    for (id, left) in view.leftovers() {
+        if !left.is_open() || at_work.contains(&id) {
             continue;
-        };
+        }
         out.push(Fault {
             rule: Rule::CollectionLeftover,
             severity: Severity::Warn,

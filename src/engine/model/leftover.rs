@@ -10,7 +10,8 @@ use std::ops::Bound::{Excluded, Unbounded};
 use super::catalog::Catalog;
 use super::data::{Channel, Collection};
 use super::resource::Tone;
-use super::totals::Totals;
+use super::rows::View;
+use super::totals::{Totals, state};
 use crate::engine::ids::{CollectionId, IndexId, PartitionId, Tso};
 
 /// Where the root coordinator's record of a collection stands.
@@ -54,6 +55,8 @@ pub struct Leftover {
     pub segments: u32,
     /// Of them dropped.
     pub dropped: u32,
+    /// Of them being filled.
+    pub importing: u32,
     /// Channels with any key.
     pub channels: u32,
     /// Of them with a checkpoint.
@@ -95,10 +98,18 @@ impl Leftover {
             || self.loaded
     }
 
+    /// It will not go by itself.
+    #[must_use]
+    pub const fn leaks(&self) -> bool {
+        self.is_open() && self.importing == 0
+    }
+
     /// In a word.
     #[must_use]
     pub const fn verdict(&self) -> (&'static str, Tone) {
-        if self.is_open() {
+        if self.importing > 0 {
+            ("IMPORTING", Tone::Busy)
+        } else if self.is_open() {
             ("LEAK?", Tone::Warn)
         } else if self.snapshots > 0 {
             ("HELD", Tone::Dim)
@@ -167,7 +178,8 @@ impl Catalog {
         let mut left = Leftover::default();
         if let Some(sums) = self.sums.collections.get(&id) {
             left.segments = sums.segments();
-            left.dropped = dropped(sums);
+            left.dropped = of_state(sums, state::DROPPED);
+            left.importing = of_state(sums, state::IMPORTING);
         }
         for channel in self.channels_of(id) {
             let Channel {
@@ -232,6 +244,30 @@ fn count<T>(rows: impl Iterator<Item = T>) -> u32 {
     u32::try_from(rows.count()).unwrap_or(u32::MAX)
 }
 
-fn dropped(sums: &Totals) -> u32 {
-    sums.by_state[6]
+fn of_state(sums: &Totals, number: i32) -> u32 {
+    let place = usize::try_from(number).ok();
+    place
+        .and_then(|at| sums.by_state.get(at))
+        .copied()
+        .unwrap_or(0)
+}
+
+impl View<'_> {
+    /// As [`Catalog::leftover`]; nothing while one of our jobs works on it, because half a restore is not visible.
+    #[must_use]
+    pub fn leftover(&self, id: CollectionId) -> Option<Leftover> {
+        let mut jobs = self.jobs.jobs.iter();
+        let is_ours = jobs.any(|job| job.collection == Some(id) && !job.state.ended());
+        if is_ours {
+            None
+        } else {
+            self.catalog.leftover(id)
+        }
+    }
+
+    /// All of them, by id.
+    pub fn leftovers(&self) -> impl Iterator<Item = (CollectionId, Leftover)> {
+        let ids = self.catalog.without_record().into_iter();
+        ids.filter_map(|id| Some((id, self.leftover(id)?)))
+    }
 }

@@ -132,7 +132,7 @@ pub fn row<'a>(view: &View<'a>, id: &RowId) -> Option<RowRef<'a>> {
         RowId::Database(id) => RowRef::Database(c.databases.get(id)?),
         RowId::Collection(id) => match c.collections.get(id) {
             Some(row) => RowRef::Collection(row),
-            None => RowRef::Leftover(c.leftover(*id).map(|_| *id)?),
+            None => RowRef::Leftover(view.leftover(*id).map(|_| *id)?),
         },
         RowId::Partition(coll, id) => RowRef::Partition(c.partitions.get(&(*coll, *id))?),
         RowId::Segment(id) => RowRef::Segment(c.segment(*id)?),
@@ -207,8 +207,11 @@ pub fn each<'a>(view: &View<'a>, kind: Kind, scope: &Scope, mut each: impl FnMut
                     .values()
                     .filter(|r| within(view, scope, Some(r.id), None, None, None))
                     .for_each(|r| each(RowRef::Collection(r)));
-                let gone = c.without_record().into_iter();
-                gone.filter(|id| within(view, scope, Some(*id), None, None, None))
+                // What is marked as dropped goes by itself, and what is being filled is not visible: neither is worth a row.
+                let leaks = view.leftovers().filter(|(_, left)| left.leaks());
+                leaks
+                    .map(|(id, _)| id)
+                    .filter(|id| within(view, scope, Some(*id), None, None, None))
                     .for_each(|id| each(RowRef::Leftover(id)));
             }
         }

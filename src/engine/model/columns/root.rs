@@ -53,13 +53,13 @@ columns! { COLLECTIONS, collection, Collection:
     growing "GROWING" Count (8, 7) wide "Growing segments" => |v, c| count(totals(v, c).by_state[2]);
     dropped "DROPPED" Count (8, 7) wide "Dropped segments, waiting for collection" => |v, c| count(totals(v, c).by_state[6]);
     hidden "HIDDEN" Count (7, 6) wide "Segments hidden from queries" => |v, c| count(totals(v, c).hidden);
-    hidden_rows "HIDDEN ROWS" Count (12, 6) wide "Rows of those" => |v, c| Cell::Count(totals(v, c).hidden_rows);
     l0 "L0" Count (5, 3) wide "L0 segments" => |v, c| count(totals(v, c).l0);
     deletes "DELETES" Count (10, 7) wide "Entries of delta logs; one delete may be recorded on several segments" => |v, c| count(totals(v, c).deletes);
     fields "FIELDS" Count (6, 6) wide "User fields" => |_, c| count(c.fields.iter().filter(|f| f.id.0 >= 100).count());
     consistency "CONSISTENCY" Text (11, 8) wide "ConsistencyLevel" => |_, c| text(c.consistency.text());
     aliases "ALIASES" Text (20, 7) wide "Aliases" => |_, c| text(c.aliases.join(" "));
     created "CREATED (UTC)" Time (20, 16) wide "Creation" => |_, c| time(c.created);
+    hidden_rows "HIDDEN ROWS" Count (12, 6) wide "Rows of segments hidden from queries" => |v, c| Cell::Count(totals(v, c).hidden_rows);
     meta "META" Text (15, 8) wide "live, dropped-in-root, or no-record: only left-overs name it" => |_, c| Cell::Text(Standing::of(c).name().into());
     damage "DAMAGE" Text (30, 6) wide "What is missing or contradicts itself; of one without a record, what remains" => |_, c| text(c.damage.join("; "));
 }
@@ -88,7 +88,7 @@ columns! { ALIASES, alias, Alias:
 
 /// A collection that has no record: what its left-overs tell.
 pub(in crate::engine::model) fn leftover(view: &View<'_>, of: CollectionId, column: usize) -> Cell {
-    let Some(left) = view.catalog.leftover(of) else {
+    let Some(left) = view.leftover(of) else {
         return Cell::None;
     };
     let sums = totals_of(view, of);
