@@ -135,7 +135,7 @@ async fn one_life(stores: &Stores) {
                 shown[0]
                     .waiting
                     .to_string()
-                    .contains("ms behind the message"),
+                    .ends_with(" behind"),
                 "{}",
                 shown[0].waiting
             );

@@ -270,7 +270,7 @@ fn with_the_flag_the_slowest_channel_is_named_and_a_dropped_one_does_not_count()
     scene.checkpoint(0, tick(16 * MINUTE));
     scene.checkpoint(1, tick(40 * MINUTE));
     let slowest = scene.books.2[1].clone();
-    let words = format!("checkpoint of {slowest}, 25m00s behind the message");
+    let words = format!("checkpoint of {slowest}, 25m00s behind");
     assert_eq!(scene.text(&id, "waiting"), words);
     assert_eq!(scene.text(&id, "mode"), "ACK-SYNC-UP");
     assert_eq!(scene.text(&id, "badges"), "CHECKPOINT-WAIT");
@@ -279,7 +279,7 @@ fn with_the_flag_the_slowest_channel_is_named_and_a_dropped_one_does_not_count()
     // The sentinel is no time: it satisfies the wait, and the other one is the slowest now.
     scene.checkpoint(1, u64::MAX);
     let words = format!(
-        "checkpoint of {}, 1m00s behind the message",
+        "checkpoint of {}, 1m00s behind",
         scene.books.2[0]
     );
     assert_eq!(scene.text(&id, "waiting"), words);

@@ -1,4 +1,4 @@
-//! Columns of broadcasts (`spec/lifecycle.md` §II.8). What decides at night stands first: at 80 columns there is room for five.
+//! Columns of broadcasts (`spec/lifecycle.md` §II.8). What decides at night stands first: at 80 columns there is room for four.
 
 use crate::engine::model::broadcast::{Broadcast, key_words, tone};
 use crate::engine::model::resource::{Cell, Column, Tone, Unit};
@@ -10,7 +10,7 @@ columns! { BROADCASTS, broadcast, Broadcast:
     r#type "TYPE" State (24, 14) "MessageType; as serious as what is wrong with it" => |v, b| state(b.kind.clone(), tone(v, b));
     collection "ON" Text (28, 10) "Collection or database that it is about" => |v, b| dim(b, b.place(v));
     age "AGE" Age (9, 6) "Since it began, by its note or its id; nothing once it is over" => |v, b| age(v, b.since(v));
-    waiting "WAITING FOR" Text (60, 24) "What it waits for: exact where this process drives it, else what the records tell" => |v, b| match b.waiting(v) {
+    waiting "WAITING FOR" Text (60, 38) "What it waits for: exact where this process drives it, else what the records tell" => |v, b| match b.waiting(v) {
         Some(waiting) => state(waiting.to_string(), tone(v, b)),
         None => state("over", Tone::Dim),
     };
@@ -22,9 +22,9 @@ columns! { BROADCASTS, broadcast, Broadcast:
         n => count(n),
     };
     mode "MODE" Text (11, 8) "FAST-ACK: acked after the last append. ACK-SYNC-UP: each channel when its checkpoint has reached the message" => |_, b| dim(b, mode(b).to_owned());
-    appended "APPENDED" Text (9, 8) "Copies in the logs, of all; ≥ where only the acks tell of them" => |v, b| dim(b, appended(v, b));
-    retries "RETRIES" Count (7, 7) "Failed tries of the step that it is in; known where this process drives it" => |v, b| b.own(v).map_or(Cell::None, |own| count(own.retries));
-    keys "KEYS" Text (40, 12) "What it holds: X alone, S shared; each holds the cluster, shared, too" => |_, b| dim(b, key_words(&b.keys));
+    appended "APPENDED" Text (9, 8) wide "Copies in the logs, of all; ≥ where only the acks tell of them" => |v, b| dim(b, appended(v, b));
+    retries "RETRIES" Count (7, 7) wide "Failed tries of the step that it is in; known where this process drives it" => |v, b| b.own(v).map_or(Cell::None, |own| count(own.retries));
+    keys "KEYS" Text (40, 12) wide "What it holds: X alone, S shared; each holds the cluster, shared, too" => |_, b| dim(b, key_words(&b.keys));
     id "ID" Id (20, 18) "Broadcast id; it grows in the order of conflicting broadcasts" => |_, b| id(b.id.0);
     about "ABOUT" Text (24, 8) wide "Snapshot, index or alias that it is about" => |_, b| dim(b, b.about.clone().unwrap_or_default());
 }

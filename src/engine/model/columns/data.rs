@@ -42,13 +42,13 @@ columns! { CHANNELS, channel, Channel:
         None => Cell::None,
     };
     lag "LAG" Age (9, 6) "Checkpoint against now" => |v, c| health::lag(v, c).map_or(Cell::None, Cell::Age);
-    behind "BEHIND" Age (9, 6) "Checkpoint against the newest real checkpoint of any channel" => |v, c| health::behind(v, c).map_or(Cell::None, Cell::Age);
-    state "STATE" State (24, 6) "ok, or what is wrong, worst first: FROZEN, NO-OWNER, L0 PILE-UP and others, which ? and the detail view explain" => |v, c| {
+    state "STATE" State (24, 14) "ok, or what is wrong, worst first: FROZEN, NO-OWNER, L0 PILE-UP and others, which ? and the detail view explain" => |v, c| {
         match badge_cell(channels::badges(v, c)) {
             Cell::None => state("ok", Tone::Good),
             words => words,
         }
     };
+    behind "BEHIND" Age (9, 6) "Checkpoint against the newest real checkpoint of any channel" => |v, c| health::behind(v, c).map_or(Cell::None, Cell::Age);
     mark "MARK" Text (12, 7) "Removal mark: non-removed, removed or missing" => |_, c| text(c.mark.clone().unwrap_or_else(|| "missing".into()));
     recovery "RECOVERY" State (9, 8) wide "Recovery state of the streaming node" => |_, c| c.recovery.map_or(Cell::None, named);
     owner "OWNER" Text (16, 6) "Node and term that have the log, or the node that watches" => |_, c| match (&c.owner, c.watch) {
