@@ -18,7 +18,8 @@ use falconer::engine::format::keys::{Key, Roots};
 use falconer::engine::format::pb;
 use falconer::engine::format::wire::{read_varint, records as wire_records};
 use falconer::engine::ids::{
-    CollectionId, DbId, IndexId, MetaKey, MetaRev, PartitionId, SegmentId, Tso, UnixNs, VChannel,
+    CollectionId, DbId, IndexId, MetaKey, MetaRev, PartitionId, PartitionScope, SegmentId, Tso,
+    UnixNs, VChannel,
 };
 use falconer::engine::meta::{Event, KeyValue};
 use falconer::engine::model::catalog::Catalog;
@@ -281,7 +282,7 @@ fn a_collection_is_created_whole_and_seen_last() {
 
 /// Adds deletes of two scopes to a partition: for it alone, and for all.
 fn with_deletes(store: &mut Store, id: CollectionId, partition: PartitionId, channel: &VChannel) {
-    for (segment, scope) in [(91, partition), (92, PartitionId::ALL)] {
+    for (segment, scope) in [(91, partition), (92, PartitionScope::ALL.stored())] {
         let info = pb::data::SegmentInfo {
             id: segment,
             collection_id: id.0,
@@ -335,7 +336,7 @@ fn a_partition_goes_with_its_own_deletes() {
     );
     // −1 is no partition that could be dropped.
     assert_eq!(
-        ddl::drop_partition(&records(&store), id, PartitionId::ALL, NOW),
+        ddl::drop_partition(&records(&store), id, PartitionScope::ALL.stored(), NOW),
         Ok(Vec::new())
     );
 }

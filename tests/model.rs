@@ -2,8 +2,12 @@
 
 mod support;
 
+#[path = "model/beside.rs"]
+mod beside;
 #[path = "model/broadcasts.rs"]
 mod broadcasts;
+#[path = "model/levels.rs"]
+mod levels;
 
 use std::collections::BTreeMap;
 

@@ -17,6 +17,7 @@ use falconer::engine::meta::{Cond, Limits, MetaWrite, MetaWriter, Span, Txn, Wri
 use falconer::engine::objects::Origin;
 use falconer::engine::plan::execute::{Change, Executor, Parts, Who};
 use falconer::engine::plan::journal::{Audit, Keys, PreImage};
+use falconer::engine::plan::ledger::Swap;
 use falconer::engine::profile::Roots;
 use object_store::memory::InMemory;
 use prost::Message;
@@ -749,4 +750,52 @@ async fn a_rate_holds_over_many_slices_whatever_the_files_measure() {
         let least = (150_000 - size) / 1_000 - 1;
         assert!((least..=155).contains(&took), "{size}: {took} s");
     }
+}
+
+/// Neither a session nor a watch key of the old channel manager is written, by any of the two ways into the root; deleting is not
+/// writing.
+#[tokio::test]
+async fn a_session_or_a_watch_key_is_never_written() {
+    let world = world_with(ETCD);
+    let executor = executor(&world.open(&Faults::none(), "files"));
+    executor.fence().acquire().await.unwrap();
+    let watch = "by-dev/meta/channelwatch/7/by-dev-rootcoord-dml_0_1v0";
+    let sessions = [
+        "by-dev/meta/session/mixcoord",
+        "by-dev/meta/session/streamingnode-9",
+    ];
+    for path in [watch].into_iter().chain(sessions) {
+        let change = |write: Write| Change {
+            name: format!("write {path}"),
+            conds: vec![],
+            writes: vec![Write::put(key(3), "kept"), write],
+            atomic: false,
+        };
+        let e = executor
+            .commit(&who(), &change(Write::put(path.into(), "x")))
+            .await
+            .unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Internal, "{e}");
+        assert!(e.to_string().contains(path), "{e}");
+        let mut swap = Swap::new(
+            vec![Cond::Absent(path.into())],
+            vec![Write::put(path.into(), "x")],
+        );
+        let e = executor.swap(&mut swap).await.unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::Internal, "{e}");
+    }
+    assert_eq!(
+        all(&world, "by-dev/").await,
+        [],
+        "nothing was written beside it either"
+    );
+    put(&*world.meta, watch, b"left", 0).await;
+    let away = Change {
+        name: "away".into(),
+        conds: vec![],
+        writes: vec![Write::Delete(watch.into())],
+        atomic: false,
+    };
+    executor.commit(&who(), &away).await.unwrap();
+    assert_eq!(all(&world, "by-dev/").await, []);
 }

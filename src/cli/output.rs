@@ -133,10 +133,7 @@ pub fn rows(
         .into_iter()
         .map(|id| (resource::cell(view, &id, column), id))
         .collect();
-    keyed.sort_by(|(a, x), (b, y)| {
-        let order = resource::cmp(a, b);
-        if descending { order.reverse() } else { order }.then_with(|| x.cmp(y))
-    });
+    keyed.sort_by(|(a, x), (b, y)| resource::order(a, b, descending).then_with(|| x.cmp(y)));
     let ids = keyed.into_iter().map(|(_, id)| id);
     match format {
         Format::Table | Format::Wide => {

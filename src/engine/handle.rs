@@ -142,6 +142,7 @@ impl Request {
             Self::SnapshotPins(_) => "pins",
             Self::SnapshotVerify { .. } => "verify a snapshot",
             Self::Quarantine(_) => "quarantine",
+            Self::Scan(..) => "rows of a segment",
             Self::Doctor { .. } => "doctor",
         }
     }

@@ -53,7 +53,7 @@ id! {
     DbId
     /// A collection.
     CollectionId
-    /// A partition; see [`PartitionId::ALL`].
+    /// A partition; in a record −1 may stand for all of them: see [`PartitionScope`].
     PartitionId
     /// A segment.
     SegmentId
@@ -87,10 +87,8 @@ id! {
     BroadcastId
 }
 
-impl PartitionId {
-    /// Every partition of the collection: an L0 segment's deletes apply to all (`spec/lifecycle.md` §12).
-    pub const ALL: Self = Self(-1);
-}
+/// As stored: every partition.
+const ALL: i64 = -1;
 
 /// The partitions that deletes apply to: all of a collection's, or one. Both are numbers on the wire, all is −1; nothing else may be
 /// below zero, and −1 means "not given" in other fields, which are `Option<PartitionId>` (`spec/lifecycle.md` §12).
@@ -105,7 +103,7 @@ impl PartitionScope {
     #[must_use]
     pub fn of(stored: PartitionId, deletes: bool) -> Option<Self> {
         match stored {
-            PartitionId::ALL => deletes.then_some(Self::ALL),
+            PartitionId(ALL) => deletes.then_some(Self::ALL),
             one => (one.0 >= 0).then_some(Self(Some(one))),
         }
     }
@@ -119,7 +117,7 @@ impl PartitionScope {
     /// As stored.
     #[must_use]
     pub fn stored(self) -> PartitionId {
-        self.0.unwrap_or(PartitionId::ALL)
+        self.0.unwrap_or(PartitionId(ALL))
     }
 
     /// Whether it touches any of these.

@@ -70,9 +70,8 @@ pub async fn run(server: &Server, scan: &Scan, sink: Option<mpsc::Sender<Found>>
     if scan.deletes {
         wanted.extend(level_zero(&catalog, scan.segment));
     }
-    let meta = server.meta.read();
     let (schema, mut segments) =
-        source::segments_of(&*meta, &server.roots, place.0, &wanted).await?;
+        source::segments_of(&server.meta, &server.roots, place.0, &wanted).await?;
     let segment = segments
         .remove(&scan.segment.0)
         .ok_or_else(|| gone(scan.segment))?;

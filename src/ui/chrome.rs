@@ -7,6 +7,7 @@ use ratatui::widgets::{Clear, Widget};
 
 use crate::engine::handle::Conn;
 use crate::engine::ids::UnixMs;
+use crate::engine::model::badges;
 use crate::engine::model::resource::Tone;
 
 use super::app::App;
@@ -225,7 +226,12 @@ pub fn crumbs(app: &App, area: Rect, buf: &mut Buffer) -> Option<Position> {
             x = write(buf, left, x + 2, &[(&shown, theme.tone(Tone::Warn))]);
         }
         if page.table.faults {
-            write(buf, left, x + 2, &[("only faults", theme.tone(Tone::Warn))]);
+            x = write(buf, left, x + 2, &[("only faults", theme.tone(Tone::Warn))]);
+        }
+        if let Place::List(kind, scope) = &page.place
+            && let Some(note) = badges::header(&app.catalog, *kind, scope)
+        {
+            write(buf, left, x + 2, &[(&note, theme.tone(Tone::Warn))]);
         }
     }
     if position_width > 0 && position_width + 2 < area.width {

@@ -132,7 +132,10 @@ async fn one_life(stores: &Stores) {
                 == 2
         {
             assert!(
-                shown[0].waiting.to_string().contains(" behind the message"),
+                shown[0]
+                    .waiting
+                    .to_string()
+                    .ends_with(" behind"),
                 "{}",
                 shown[0].waiting
             );

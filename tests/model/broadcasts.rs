@@ -4,15 +4,17 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use falconer::engine::format::keys::Roots;
+use falconer::engine::format::pb::etcd::CollectionInfo;
 use falconer::engine::format::pb::messages::{
     BroadcastHeader, DropCollectionMessageHeader, Message, ResourceDomain, ResourceKey,
+    TruncateCollectionMessageHeader,
 };
 use falconer::engine::format::pb::msg::MsgPosition;
 use falconer::engine::format::pb::streaming::{
     AckedCheckpoint, BroadcastTask, PChannelInfo, PChannelMeta, StreamingNodeInfo,
 };
 use falconer::engine::ids::{
-    BroadcastId, CollectionId, JobId, MetaKey, MetaRev, Tso, UnixMs, VChannel,
+    BroadcastId, CollectionId, JobId, MetaKey, MetaRev, PartitionId, Tso, UnixMs, VChannel,
 };
 use falconer::engine::meta::{Event, KeyValue};
 use falconer::engine::model::broadcast::{BroadcastsView, ResourceKeys, Shown, Waiting};
@@ -24,13 +26,15 @@ use prost::Message as _;
 
 use super::{TAKEN, every_row_answers, from_scratch, keyspace, unread};
 
-const MINUTE: i64 = 60_000;
+pub(super) const MINUTE: i64 = 60_000;
 const PENDING: i32 = 1;
 const REPLICATED: i32 = 4;
 const TOMBSTONE: i32 = 5;
 
 /// A broadcast as a Milvus records it.
-struct Record {
+pub(super) struct Record {
+    /// `MessageType`.
+    pub(super) kind: i32,
     id: u64,
     state: i32,
     flag: bool,
@@ -61,18 +65,28 @@ impl Record {
             resource_keys: self.keys.clone(),
             ack_sync_up: self.flag,
         };
-        let own = DropCollectionMessageHeader {
-            collection_id: self.collection,
-            db_id: 1,
+        // A truncate's header has the two the other way round.
+        let own = match self.kind {
+            38 => TruncateCollectionMessageHeader {
+                collection_id: self.collection,
+                db_id: 1,
+                segment_ids: vec![],
+            }
+            .encode_to_vec(),
+            _ => DropCollectionMessageHeader {
+                collection_id: self.collection,
+                db_id: 1,
+            }
+            .encode_to_vec(),
         };
         let mut message = Message {
             payload: b"secret".to_vec(),
             ..Message::default()
         };
         let mut set = |k: &str, v: String| message.properties.insert(k.into(), v);
-        set("_t", "6".into());
+        set("_t", self.kind.to_string());
         set("_bh", BASE64_STANDARD.encode(header.encode_to_vec()));
-        set("_h", BASE64_STANDARD.encode(own.encode_to_vec()));
+        set("_h", BASE64_STANDARD.encode(own));
         let checkpoint = |tick: &u64| AckedCheckpoint {
             time_tick: *tick,
             ..AckedCheckpoint::default()
@@ -87,16 +101,16 @@ impl Record {
     }
 }
 
-struct Scene {
-    catalog: Catalog,
+pub(super) struct Scene {
+    pub(super) catalog: Catalog,
     broadcasts: BroadcastsView,
     jobs: JobsView,
     /// A collection of the capture, its name, and its two channels.
-    books: (CollectionId, String, Vec<VChannel>),
+    pub(super) books: (CollectionId, String, Vec<VChannel>),
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let catalog = from_scratch(&keyspace());
         let row = catalog.collections.values().find(|c| c.vchannels.len() > 1);
         let row = row.expect("a collection with two shards");
@@ -109,7 +123,7 @@ impl Scene {
         }
     }
 
-    fn put(&mut self, key: &str, value: Vec<u8>) {
+    pub(super) fn put(&mut self, key: &str, value: Vec<u8>) {
         let rev = MetaRev(self.catalog.rev.0 + 1);
         let kv = KeyValue {
             key: MetaKey::from(format!("by-dev/meta/{key}")),
@@ -122,11 +136,36 @@ impl Scene {
         self.catalog.apply(&Roots::default(), &[Event::Put(kv)]);
     }
 
+    pub(super) fn delete(&mut self, key: &str) {
+        let rev = MetaRev(self.catalog.rev.0 + 1);
+        let key = MetaKey::from(format!("by-dev/meta/{key}"));
+        self.catalog
+            .apply(&Roots::default(), &[Event::Delete(key, rev)]);
+    }
+
+    /// A partition of the collection.
+    pub(super) fn partition(&self) -> PartitionId {
+        let mut all = self.catalog.partitions_of(self.books.0);
+        all.next().expect("a partition").id
+    }
+
+    /// The collection's record as the capture has it.
+    pub(super) fn collection_info(&self) -> CollectionInfo {
+        let end = format!("/{}", self.books.0);
+        let mut keys = keyspace().into_iter();
+        let kv = keys.find(|kv| {
+            let key = kv.key.text();
+            key.contains("collection-info/") && key.ends_with(&end)
+        });
+        CollectionInfo::decode(kv.expect("its key").value).expect("its record")
+    }
+
     /// A drop of the collection: to the control channel and its two channels, alone on its name.
-    fn drop_of(&self, id: u64, state: i32, flag: bool, acked: &[u64]) -> Record {
+    pub(super) fn drop_of(&self, id: u64, state: i32, flag: bool, acked: &[u64]) -> Record {
         let mut channels = vec!["by-dev-rootcoord-dml_0_vcchan".to_owned()];
         channels.extend(self.books.2.iter().take(2).map(|c| c.0.clone()));
         Record {
+            kind: 6,
             id,
             state,
             flag,
@@ -140,13 +179,13 @@ impl Scene {
         }
     }
 
-    fn broadcast(&mut self, record: &Record) -> RowId {
+    pub(super) fn broadcast(&mut self, record: &Record) -> RowId {
         let key = format!("streamingcoord-meta/broadcast-task/{}", record.id);
         self.put(&key, record.value());
         RowId::Broadcast(BroadcastId(record.id.cast_signed()))
     }
 
-    fn checkpoint(&mut self, channel: usize, timestamp: u64) {
+    pub(super) fn checkpoint(&mut self, channel: usize, timestamp: u64) {
         let name = self.books.2[channel].0.clone();
         let position = MsgPosition {
             timestamp,
@@ -158,7 +197,7 @@ impl Scene {
         );
     }
 
-    fn view(&self) -> View<'_> {
+    pub(super) fn view(&self) -> View<'_> {
         View {
             catalog: &self.catalog,
             jobs: &self.jobs,
@@ -183,7 +222,7 @@ impl Scene {
     }
 }
 
-fn tick(before: i64) -> u64 {
+pub(super) fn tick(before: i64) -> u64 {
     Tso::from_ms(UnixMs(TAKEN.0 - before)).0
 }
 
@@ -231,7 +270,7 @@ fn with_the_flag_the_slowest_channel_is_named_and_a_dropped_one_does_not_count()
     scene.checkpoint(0, tick(16 * MINUTE));
     scene.checkpoint(1, tick(40 * MINUTE));
     let slowest = scene.books.2[1].clone();
-    let words = format!("checkpoint of {slowest}, 25m00s behind the message");
+    let words = format!("checkpoint of {slowest}, 25m00s behind");
     assert_eq!(scene.text(&id, "waiting"), words);
     assert_eq!(scene.text(&id, "mode"), "ACK-SYNC-UP");
     assert_eq!(scene.text(&id, "badges"), "CHECKPOINT-WAIT");
@@ -240,7 +279,7 @@ fn with_the_flag_the_slowest_channel_is_named_and_a_dropped_one_does_not_count()
     // The sentinel is no time: it satisfies the wait, and the other one is the slowest now.
     scene.checkpoint(1, u64::MAX);
     let words = format!(
-        "checkpoint of {}, 1m00s behind the message",
+        "checkpoint of {}, 1m00s behind",
         scene.books.2[0]
     );
     assert_eq!(scene.text(&id, "waiting"), words);

@@ -22,8 +22,8 @@ use crate::engine::format::pb;
 use crate::engine::format::snapshot::Side;
 use crate::engine::format::vchannel::{self, ChannelName};
 use crate::engine::ids::{
-    BuildId, CollectionId, DbId, FieldId, FunctionId, IndexId, ObjectKey, PartitionId, SegmentId,
-    SnapshotId, TaskId, Tso, UnixMs, VChannel,
+    BuildId, CollectionId, DbId, FieldId, FunctionId, IndexId, ObjectKey, PartitionId,
+    PartitionScope, SegmentId, SnapshotId, TaskId, Tso, UnixMs, VChannel,
 };
 
 use super::copy::CopyFile;
@@ -196,14 +196,11 @@ fn schema(source: &Source) -> Result<&pb::schema::CollectionSchema> {
 fn partitions(source: &Source, first: i64) -> Result<BTreeMap<PartitionId, PartitionId>> {
     let mut ids: Vec<i64> = description(source)?.partitions.values().copied().collect();
     ids.sort_unstable();
-    let mut map: BTreeMap<_, _> = ids
+    Ok(ids
         .into_iter()
         .zip(first..)
         .map(|(from, to)| (PartitionId(from), PartitionId(to)))
-        .collect();
-    // An L0 segment may hold deletes for all partitions.
-    map.insert(PartitionId::ALL, PartitionId::ALL);
-    Ok(map)
+        .collect())
 }
 
 /// The vchannels of the target, on the physical channels of the source, shard by shard.
@@ -232,8 +229,7 @@ pub fn draw(source: &Source, given: &Given, root: &str, bucket: &str) -> Result<
     let needed = i64::from(ids_needed(source)?);
     let collection = CollectionId(given.first_id);
     let partitions = partitions(source, given.first_id + 1)?;
-    // One entry of the map is the all-partitions mark, the collection's id makes up for it.
-    let mut next = given.first_id + i64::try_from(partitions.len()).unwrap_or(i64::MAX);
+    let mut next = given.first_id + 1 + i64::try_from(partitions.len()).unwrap_or(i64::MAX);
     let mut take = || {
         let id = next;
         next += 1;
@@ -249,12 +245,20 @@ pub fn draw(source: &Source, given: &Given, root: &str, bucket: &str) -> Result<
     let mut segments = Vec::with_capacity(source.segments.len());
     for (segment, id) in source.segments.iter().zip(segment_ids) {
         let from = PartitionId(segment.partition_id);
-        let partition = *partitions.get(&from).ok_or_else(|| {
+        let deletes = segment.segment_level() == pb::data::SegmentLevel::L0;
+        let unlisted = || {
             corrupt(format!(
                 "segment {} lies in partition {from}, which the snapshot does not list",
                 segment.segment_id
             ))
-        })?;
+        };
+        let partition = match PartitionScope::of(from, deletes)
+            .ok_or_else(unlisted)?
+            .one()
+        {
+            Some(one) => *partitions.get(&one).ok_or_else(unlisted)?,
+            None => PartitionScope::ALL.stored(),
+        };
         let mut builds: BTreeMap<BuildId, BuildId> = builds_of(segment)
             .into_iter()
             .map(|from| (from, BuildId(take())))

@@ -10,7 +10,8 @@ use crate::engine::format::pb::common::IndexState;
 use crate::engine::format::pb::common::SegmentState;
 use crate::engine::format::pb::data::{
     CollectionDescription, FieldBinlog, JsonKeyStats, SegmentDescription, SegmentInfo,
-    SnapshotInfo, SnapshotLayout, SnapshotMetadata, StorageV2SegmentManifest, TextIndexStats,
+    SegmentLevel, SnapshotInfo, SnapshotLayout, SnapshotMetadata, StorageV2SegmentManifest,
+    TextIndexStats,
 };
 use crate::engine::format::pb::index::{
     IndexFilePathInfo, IndexInfo, IndexStorePathVersion, SegmentIndex,
@@ -18,7 +19,7 @@ use crate::engine::format::pb::index::{
 use crate::engine::format::pb::msg::MsgPosition;
 use crate::engine::format::snapshot::{build_ids, manifest_key, pending_form};
 use crate::engine::ids::{
-    BuildId, CollectionId, FieldId, LogId, PartitionId, SegmentId, SnapshotId, Tso,
+    BuildId, CollectionId, FieldId, LogId, PartitionId, PartitionScope, SegmentId, SnapshotId, Tso,
 };
 
 /// Storage version of segments whose files their own manifest lists.
@@ -258,7 +259,21 @@ fn verdict(
             "no data on disk"
         }));
     }
-    if s.partition_id != PartitionId::ALL.0 && !source.partitions.contains_key(&s.partition_id) {
+    let deletes = s.level() == SegmentLevel::L0;
+    let Some(scope) = PartitionScope::of(PartitionId(s.partition_id), deletes) else {
+        return Err(Error::new(
+            ErrorKind::Corrupt,
+            format!(
+                "segment {} has rows and partition {}: only deletes may be about every partition",
+                s.id, s.partition_id
+            ),
+        )
+        .fix("the segment is damaged: repair or drop it first"));
+    };
+    if scope
+        .one()
+        .is_some_and(|p| !source.partitions.contains_key(&p.0))
+    {
         return Ok(Some("its partition is dropped"));
     }
     let Some(seek) = seeks.get(s.insert_channel.as_str()) else {

@@ -1,7 +1,8 @@
 //! Words that a screen puts beside a row, each with the one line that explains it. Help, detail views and lists read this one table.
 
-use super::health::channels;
-use super::resource::{Kind, Tone};
+use super::catalog::Catalog;
+use super::health::{channels, segments};
+use super::resource::{Kind, Scope, Tone};
 use super::rows::{RowRef, View};
 
 /// A word and what it means.
@@ -43,6 +44,20 @@ badges! {
         DROPPED "DROPPED" Dim "Its checkpoint is the mark of a dropped channel, which is no time";
         GC_PENDING "GC-PENDING" Dim "Its collection is gone; its keys wait for garbage collection";
     }
+    /// Of segments (`spec/lifecycle.md` §D.3).
+    segment {
+        NO_PARTITION "-1?" Bad "It has rows and says that it is about every partition, which only deletes can be: its record is damaged";
+        OLD_ARCH "OLD-ARCH" Warn "Not flushed, and allocated before the upgrade to 2.6: nobody but the opening of its channel flushes it";
+    }
+    /// Of collections (`spec/lifecycle.md` §1 (e), §11 (e)).
+    collection {
+        DAMAGED "DAMAGED" Bad "A part of it is missing or contradicts another";
+        LEAK "LEAK?" Warn "It has no record, and something of it is not even marked as dropped: nothing will take it by itself";
+        IMPORTING "IMPORTING" Busy "It has no record, and segments of it are being filled: a restore or an import makes it, or made half of it";
+        TRUNCATING "TRUNCATING" Busy "A truncate is under way: it is not compacted meanwhile";
+        GC_PENDING "GC-PENDING" Dim "It has no record; what is left is marked as dropped and waits for garbage collection";
+        HELD "HELD" Dim "It has no record; snapshots keep what is left";
+    }
     /// Of broadcasts (`spec/lifecycle.md` §II.8).
     broadcast {
         APPEND_UNRECOVERABLE "APPEND-UNRECOVERABLE" Bad "An append fails for a reason that trying again does not cure; the task keeps its keys";
@@ -59,6 +74,8 @@ badges! {
 #[must_use]
 pub fn all(kind: Kind) -> &'static [&'static Badge] {
     match kind {
+        Kind::Collections => collection::ALL,
+        Kind::Segments => segment::ALL,
         Kind::Channels => channel::ALL,
         Kind::Broadcasts => broadcast::ALL,
         _ => &[],
@@ -69,8 +86,33 @@ pub fn all(kind: Kind) -> &'static [&'static Badge] {
 #[must_use]
 pub fn of(view: &View<'_>, row: RowRef<'_>) -> Vec<&'static Badge> {
     match row {
+        RowRef::Collection(row) => {
+            let set = [
+                (!row.damage.is_empty(), &collection::DAMAGED),
+                (row.is_truncating(), &collection::TRUNCATING),
+            ];
+            let set = set.into_iter().filter(|(on, _)| *on);
+            set.map(|(_, badge)| badge).collect()
+        }
+        RowRef::Leftover(id) => {
+            let left = view.leftover(id).unwrap_or_default();
+            let mut all = collection::ALL.iter().copied();
+            all.find(|b| b.name == left.verdict().0)
+                .into_iter()
+                .collect()
+        }
+        RowRef::Segment(row) => segments::badges(view, row),
         RowRef::Channel(row) => channels::badges(view, row),
         RowRef::Broadcast(row) => row.badges(view),
         _ => Vec::new(),
+    }
+}
+
+/// What stands over a list of a kind, where something is to be said of all of it.
+#[must_use]
+pub fn header(catalog: &Catalog, kind: Kind, scope: &Scope) -> Option<String> {
+    match kind {
+        Kind::Segments => segments::header(catalog, scope),
+        _ => None,
     }
 }

@@ -79,6 +79,8 @@ pub struct Catalog {
     pub(super) loose_logs: OrdMap<SegmentKey, Vec<LogPiece>>,
     pub(super) segments_of: OrdSet<(CollectionId, SegmentId, PartitionId)>,
     pub(super) segments_on: OrdMap<Arc<str>, OrdSet<SegmentKey>>,
+    /// Segments that are about no partition that a segment of their level can be about.
+    pub(super) illegal: OrdSet<SegmentKey>,
     /// Visible, written L0 segments of each channel, by their first position.
     pub(super) l0_on: OrdMap<Arc<str>, L0s>,
 

@@ -5,6 +5,9 @@
 
 use std::sync::Arc;
 
+use super::ddl::TRUNCATING;
+use super::totals::state;
+
 use crate::engine::ids::{
     BuildId, CollectionId, DbId, FieldId, IndexId, JobId, MetaKey, MetaRev, NodeId, PartitionId,
     PartitionScope, PinId, ReplicaId, SegmentId, SnapshotId, TaskId, Tso, UnixMs, UnixNs, UnixSecs,
@@ -197,6 +200,8 @@ pub struct Segment {
     pub importing: bool,
     /// Hidden from queries.
     pub invisible: bool,
+    /// Allocated by a streaming node (2.6); meaningful only before it is flushed.
+    pub by_streaming: bool,
     /// Sorted by primary key.
     pub sorted: bool,
     /// Sorted by namespace.
@@ -396,6 +401,16 @@ pub struct Task {
     pub rev: MetaRev,
 }
 
+impl Task {
+    /// Its own state says that it is not over, one way or the other.
+    #[must_use]
+    pub fn is_under_way(&self) -> bool {
+        const OVER: [&str; 5] = ["completed", "finished", "failed", "timeout", "cleaned"];
+        let state = self.state.name.to_ascii_lowercase();
+        !OVER.iter().any(|word| state.contains(word))
+    }
+}
+
 /// `session/…`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Session {
@@ -479,12 +494,41 @@ pub struct Undecodable {
     pub rev: MetaRev,
 }
 
+impl Collection {
+    /// Between the first acknowledgement of a truncate and its end (`spec/lifecycle.md` §1 rule 7).
+    #[must_use]
+    pub fn is_truncating(&self) -> bool {
+        let mark = |(k, v): &(String, String)| k == TRUNCATING && v == "1";
+        self.properties.iter().any(mark)
+    }
+}
+
 impl Segment {
     /// The partitions that it is about: only deletes (L0) may be about all of them. `None` where the record says so of any other
     /// segment, or names a partition below zero (`spec/lifecycle.md` §12 rule 8): damaged.
     #[must_use]
     pub fn scope(&self) -> Option<PartitionScope> {
         PartitionScope::of(self.partition, self.is_l0())
+    }
+
+    /// An L0 that is written and visible: what a channel's view calls level zero (`spec/lifecycle.md` §5 rule 1).
+    #[must_use]
+    pub fn is_written_l0(&self) -> bool {
+        let written = matches!(self.state.number, state::FLUSHED | state::FLUSHING);
+        let logs = self.insert.files + self.delta.files > 0;
+        let placed = self.first_position() != Tso::UNSET || logs;
+        let shown = !self.invisible && !self.importing && !self.fake;
+        self.is_l0() && self.scope().is_some() && written && placed && shown
+    }
+
+    /// Where it begins, or else where it was read to; unset without either.
+    #[must_use]
+    pub fn first_position(&self) -> Tso {
+        if self.start == Tso::UNSET {
+            self.dml
+        } else {
+            self.start
+        }
     }
 
     /// Deletes only (`spec/lifecycle.md` §I.1).

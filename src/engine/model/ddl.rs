@@ -18,7 +18,8 @@ use crate::engine::format::pb;
 use crate::engine::format::pb::common::SegmentState;
 use crate::engine::format::wire::{Malformed, Patch};
 use crate::engine::ids::{
-    CollectionId, DbId, FieldId, FunctionId, IndexId, PartitionId, Tso, UnixMs, UnixNs, VChannel,
+    CollectionId, DbId, FieldId, FunctionId, IndexId, PartitionId, PartitionScope, Tso, UnixMs,
+    UnixNs, VChannel,
 };
 
 /// A record: its key and its value.
@@ -311,7 +312,8 @@ pub fn drop_snapshots(records: &[Record], collection: CollectionId, now: UnixMs)
             key: Box::new(key.clone()),
             why,
         };
-        let info = pb::data::SnapshotInfo::decode(value.as_slice()).map_err(|e| bad(e.to_string()))?;
+        let info =
+            pb::data::SnapshotInfo::decode(value.as_slice()).map_err(|e| bad(e.to_string()))?;
         if info.state() == pb::data::SnapshotState::Deleting || is_pinned(&info, now) {
             continue;
         }
@@ -406,7 +408,7 @@ pub fn drop_partition(
     now: UnixNs,
 ) -> Effect {
     // −1 is every partition: dropping it would drop what belongs to others (§12 rule 8).
-    if partition == PartitionId::ALL {
+    if PartitionScope::of(partition, false).is_none() {
         return Ok(Vec::new());
     }
     let mut out = drop_segments(records, now, |info| {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use crate::engine::format::keys::{Family, Key, Role};
-use crate::engine::ids::{MetaKey, NodeId, PartitionId, SnapshotId, Tso};
+use crate::engine::ids::{MetaKey, NodeId, PartitionScope, SnapshotId, Tso};
 
 use super::blocked::blocked;
 use super::columns::cell_of;
@@ -41,6 +41,11 @@ pub fn detail(view: &View<'_>, id: &RowId) -> Vec<Section> {
     push(&mut out, "Badges", badges.collect());
     match row {
         RowRef::Collection(c) => collection_sections(view, c, &mut out),
+        RowRef::Leftover(id) => {
+            let words = view.leftover(id).map(|left| left.words());
+            let words = words.map(|w| ("remains".to_owned(), Cell::Text(w.into())));
+            push(&mut out, "No record", words.into_iter().collect());
+        }
         RowRef::Database(d) => push_pairs(&mut out, "Properties", &d.properties),
         RowRef::Segment(s) => {
             let logs = logs(s)
@@ -291,6 +296,13 @@ pub fn json(view: &View<'_>, id: &RowId) -> Value {
         out.insert(name, value);
     }
     extras(view, row, &mut out);
+    if !super::badges::all(id.kind()).is_empty() {
+        let names: Vec<&str> = super::badges::of(view, row)
+            .iter()
+            .map(|b| b.name)
+            .collect();
+        out.insert("badges".into(), names.into());
+    }
     if row.rev().0 > 0 {
         out.insert("revision".into(), row.rev().0.into());
     }
@@ -381,7 +393,7 @@ fn extras(view: &View<'_>, row: RowRef<'_>, out: &mut Map<String, Value>) {
                 })
                 .collect();
             out.insert("logs".into(), logs.into());
-            let all = s.partition == PartitionId::ALL;
+            let all = s.scope() == Some(PartitionScope::ALL);
             out.insert("all_partitions".into(), all.into());
             out.insert("collection_id".into(), s.collection.to_string().into());
             out.insert("start".into(), tso(s.start));
@@ -495,6 +507,7 @@ pub fn keys(view: &View<'_>, id: &RowId) -> Vec<MetaKey> {
         }
     };
     let mut trees: Vec<(Family, Vec<i64>)> = Vec::new();
+    let mut channels: Vec<MetaKey> = Vec::new();
     match row {
         RowRef::Database(r) => one(&Key::Database(r.id)),
         RowRef::Collection(r) => {
@@ -517,6 +530,25 @@ pub fn keys(view: &View<'_>, id: &RowId) -> Vec<MetaKey> {
                 Family::Replica,
             ] {
                 trees.push((family, vec![r.id.0]));
+            }
+        }
+        RowRef::Leftover(of) => {
+            one(&Key::CollectionLoad(of));
+            for family in [
+                Family::Partition,
+                Family::PartitionLoad,
+                Family::Segment,
+                Family::Binlog,
+                Family::Statslog,
+                Family::Deltalog,
+                Family::Bm25log,
+                Family::SegmentIndex,
+                Family::FieldIndex,
+            ] {
+                trees.push((family, vec![of.0]));
+            }
+            for channel in c.channels_of(of) {
+                channels.extend(keys(view, &RowId::Channel(channel.name.0.clone())));
             }
         }
         RowRef::Partition(r) => {
@@ -584,6 +616,7 @@ pub fn keys(view: &View<'_>, id: &RowId) -> Vec<MetaKey> {
                 .map(|(key, _)| key.clone()),
         );
     }
+    out.extend(channels);
     out.dedup();
     out
 }

@@ -127,6 +127,7 @@ fn path(view: &View<'_>, row: RowRef<'_>) -> String {
     match row {
         RowRef::Database(r) => r.name.to_string(),
         RowRef::Collection(r) => format!("{}/{}", c.database_name(r.db), r.name),
+        RowRef::Leftover(id) => id.to_string(),
         RowRef::Partition(r) => format!("{}/{}", collection(r.collection), r.name),
         RowRef::Index(r) => format!("{}/{}", collection(r.collection), r.name),
         RowRef::Snapshot(r) => format!("{}/{}", collection(r.collection), r.name),

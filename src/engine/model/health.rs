@@ -3,6 +3,9 @@
 
 pub mod broadcasts;
 pub mod channels;
+pub mod segments;
+
+use std::collections::BTreeSet;
 
 use crate::engine::ids::UnixMs;
 
@@ -85,6 +88,10 @@ rules! {
     ReferencesUnknown "references-unknown" "A snapshot's references are not known: nothing of its collection can be deleted";
     TaskFailed "task-failed" "A task of a coordinator has failed";
     BuildFailed "build-failed" "An index has failed builds";
+    SegmentPartition "segment-partition" "A segment with rows that says it is about every partition";
+    SegmentsOldArch "segments-old-arch" "Growing or sealed segments of the architecture before 2.6";
+    CollectionLeftover "collection-leftover" "Keys of a collection that has no record, and that nobody has marked as dropped";
+    TruncateLeftover "truncate-left-over" "A collection is marked as being truncated, and no truncate is under way";
     SegmentsDropped "segments-dropped" "Dropped segments wait for collection and hold bytes";
     LogsWithoutSegment "logs-without-segment" "Log keys without their segment's key";
     AliasDangling "alias-dangling" "An alias of a collection that is gone";
@@ -133,6 +140,7 @@ pub fn faults(view: &View<'_>) -> Vec<Fault> {
     let mut out = Vec::new();
     channels::faults(view, &mut out);
     broadcasts::faults(view, &mut out);
+    segments::faults(view, &mut out);
     sessions(view, &mut out);
     collections(view, &mut out);
     snapshots(view, &mut out);
@@ -207,6 +215,44 @@ fn collections(view: &View<'_>, out: &mut Vec<Fault>) {
             since: row.created.time(),
             reason: format!("{}: {}", row.name, row.damage.join("; ")),
             next: "Milvus 2.6.6 to 2.6.11 leaves this after a crash while creating; do not load it",
+        });
+    }
+    for row in c.collections.values().filter(|row| row.is_truncating()) {
+        let mut all = c.broadcasts.values();
+        let is_under_way = all.any(|b| {
+            b.collection == Some(row.id) && !b.is_over() && b.kind == "TruncateCollection"
+        });
+        if !is_under_way {
+            out.push(Fault {
+                rule: Rule::TruncateLeftover,
+                severity: Severity::Warn,
+                subject: Some(RowId::Collection(row.id)),
+                since: None,
+                reason: format!(
+                    "{} is marked as being truncated, and no truncate is under way",
+                    row.name
+                ),
+                next: "compaction of it stands still as long as the mark is there",
+            });
+        }
+    }
+    let at_work: BTreeSet<_> = c
+        .tasks
+        .values()
+        .filter(|t| t.is_under_way())
+        .map(|t| t.collection)
+        .collect();
+    for (id, left) in view.leftovers() {
+        if !left.is_open() || at_work.contains(&id) {
+            continue;
+        }
+        out.push(Fault {
+            rule: Rule::CollectionLeftover,
+            severity: Severity::Warn,
+            subject: Some(RowId::Collection(id)),
+            since: None,
+            reason: format!("collection {id} has no record, but {}", left.words()),
+            next: "nobody has marked all of it as dropped: gc plan says what a pass would take",
         });
     }
     for (id, totals) in &c.sums.collections {

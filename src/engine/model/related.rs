@@ -72,6 +72,22 @@ pub fn related(view: &View<'_>, id: &RowId) -> Vec<(String, Link)> {
             }
             None
         }
+        RowRef::Leftover(id) => {
+            for kind in [
+                Kind::Partitions,
+                Kind::Segments,
+                Kind::Channels,
+                Kind::Indexes,
+                Kind::SegmentIndexes,
+                Kind::Snapshots,
+                Kind::Broadcasts,
+                Kind::Tasks,
+                Kind::Jobs,
+            ] {
+                list(kind, of_collection(id));
+            }
+            None
+        }
         RowRef::Partition(r) => {
             let scope = Scope {
                 partition: Some(r.id),

@@ -11,7 +11,7 @@ pub use super::detail::{detail, json, keys};
 pub use super::find::find;
 pub use super::related::{Link, related};
 pub use super::rows::{RowRef, View, each, ids, list, rev, row};
-pub use super::text::{cmp, text};
+pub use super::text::{cmp, order, text};
 
 /// A listable kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -274,7 +274,7 @@ kinds! {
         super::columns::aside::QUARANTINE, sort 2 true,
         "What was moved aside instead of deleted, and until when it can be put back";
     Broadcasts "broadcasts" ["broadcast", "bcast", "ddl"] "Broadcasts"
-        super::columns::broadcasts::BROADCASTS, sort 3 true,
+        super::columns::broadcasts::BROADCASTS, sort 2 true,
         "DDL on its way through the channels: what each waits for, which keys it holds, whom it blocks";
     Tasks "tasks" ["task", "t"] "Tasks"
         super::columns::tasks::TASKS, sort 7 true,

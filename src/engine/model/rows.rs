@@ -1,7 +1,5 @@
 //! Rows: which there are, which one an id means, and in what order.
 
-use std::cmp::Ordering;
-
 use crate::engine::ids::{
     CollectionId, DbId, MetaKey, MetaRev, PartitionId, SegmentId, UnixMs, VChannel,
 };
@@ -52,6 +50,8 @@ impl<'a> View<'a> {
 pub enum RowRef<'a> {
     Database(&'a Database),
     Collection(&'a Collection),
+    /// A collection that has no record any more.
+    Leftover(CollectionId),
     Partition(&'a Partition),
     Segment(&'a Segment),
     Channel(&'a Channel),
@@ -78,6 +78,7 @@ impl RowRef<'_> {
         match self {
             Self::Database(r) => RowId::Database(r.id),
             Self::Collection(r) => RowId::Collection(r.id),
+            Self::Leftover(id) => RowId::Collection(*id),
             Self::Partition(r) => RowId::Partition(r.collection, r.id),
             Self::Segment(r) => RowId::Segment(r.id),
             Self::Channel(r) => RowId::Channel(r.name.0.clone()),
@@ -110,7 +111,7 @@ impl RowRef<'_> {
             Self::Index(r) => r.rev,
             Self::SegmentIndex(r) => r.rev,
             Self::Snapshot(r) => r.rev,
-            Self::Job(_) | Self::Ticket(_) | Self::Quarantine(_) => MetaRev(0),
+            Self::Job(_) | Self::Ticket(_) | Self::Quarantine(_) | Self::Leftover(_) => MetaRev(0),
             Self::Broadcast(r) => r.rev,
             Self::Task(r) => r.rev,
             Self::Session(r) => r.rev,
@@ -129,7 +130,10 @@ pub fn row<'a>(view: &View<'a>, id: &RowId) -> Option<RowRef<'a>> {
     let c = view.catalog;
     Some(match id {
         RowId::Database(id) => RowRef::Database(c.databases.get(id)?),
-        RowId::Collection(id) => RowRef::Collection(c.collections.get(id)?),
+        RowId::Collection(id) => match c.collections.get(id) {
+            Some(row) => RowRef::Collection(row),
+            None => RowRef::Leftover(view.leftover(*id).map(|_| *id)?),
+        },
         RowId::Partition(coll, id) => RowRef::Partition(c.partitions.get(&(*coll, *id))?),
         RowId::Segment(id) => RowRef::Segment(c.segment(*id)?),
         RowId::Channel(name) => RowRef::Channel(c.channels.get(&VChannel(name.clone()))?),
@@ -203,6 +207,12 @@ pub fn each<'a>(view: &View<'a>, kind: Kind, scope: &Scope, mut each: impl FnMut
                     .values()
                     .filter(|r| within(view, scope, Some(r.id), None, None, None))
                     .for_each(|r| each(RowRef::Collection(r)));
+                // What is marked as dropped goes by itself, and what is being filled is not visible: neither is worth a row.
+                let leaks = view.leftovers().filter(|(_, left)| left.leaks());
+                leaks
+                    .map(|(id, _)| id)
+                    .filter(|id| within(view, scope, Some(*id), None, None, None))
+                    .for_each(|id| each(RowRef::Leftover(id)));
             }
         }
         Kind::Partitions => {
@@ -338,9 +348,22 @@ fn each_segment<'a>(view: &View<'a>, scope: &Scope, each: &mut dyn FnMut(&'a Seg
         c.segments().for_each(once);
         return;
     }
+    // Deletes about every partition are about each of them (`spec/lifecycle.md` §12 rule 6).
+    let covers = |s: &Segment, p| s.scope().is_some_and(|scope| scope.covers(p));
+    let here = Scope {
+        partition: None,
+        ..scope.clone()
+    };
     let keep = |s: &&Segment| {
-        let (p, id) = (Some(s.partition), Some(s.id));
-        within(view, scope, Some(s.collection), p, id, Some(&s.channel))
+        scope.partition.is_none_or(|p| covers(s, p))
+            && within(
+                view,
+                &here,
+                Some(s.collection),
+                None,
+                Some(s.id),
+                Some(&s.channel),
+            )
     };
     if let Some(id) = scope.segment {
         c.segment(id).into_iter().filter(keep).for_each(&mut once);
@@ -416,13 +439,7 @@ pub fn list(view: &View<'_>, kind: Kind, scope: &Scope, sort: Option<(usize, boo
     } else {
         numbers.sort_unstable();
     }
-    others.sort_by(|(a, _), (b, _)| match (a, b) {
-        (Cell::None, Cell::None) => Ordering::Equal,
-        (Cell::None, _) => Ordering::Greater,
-        (_, Cell::None) => Ordering::Less,
-        (a, b) if descending => super::text::cmp(b, a),
-        (a, b) => super::text::cmp(a, b),
-    });
+    others.sort_by(|(a, _), (b, _)| super::text::order(a, b, descending));
     let order = numbers
         .into_iter()
         .map(|(_, at)| at)

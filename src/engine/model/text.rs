@@ -86,6 +86,18 @@ pub fn seconds(typed: &str) -> Option<u64> {
     digits.trim().parse::<u64>().ok()?.checked_mul(factor)
 }
 
+/// The order of two rows by a column: nothing last, whichever way.
+#[must_use]
+pub fn order(a: &Cell, b: &Cell, descending: bool) -> Ordering {
+    match (a, b) {
+        (Cell::None, Cell::None) => Ordering::Equal,
+        (Cell::None, _) => Ordering::Greater,
+        (_, Cell::None) => Ordering::Less,
+        (a, b) if descending => cmp(b, a),
+        (a, b) => cmp(a, b),
+    }
+}
+
 /// The order of two cells of one column: numbers by value, text without case, states by tone and then text, nothing last.
 #[must_use]
 pub fn cmp(a: &Cell, b: &Cell) -> Ordering {

@@ -31,6 +31,10 @@ pub struct Totals {
     pub l0: u32,
     /// Hidden from queries, not dropped.
     pub hidden: u32,
+    /// Rows of those.
+    pub hidden_rows: i64,
+    /// Growing or sealed, and not allocated by a streaming node: where channels stream nobody flushes them by himself.
+    pub old_arch: u32,
     /// Not dropped, not hidden, not L0, and not sorted by primary key.
     pub unsorted: u32,
     /// Rows of segments that are Sealed, Flushing or Flushed: what Milvus calls the number of entities.
@@ -93,8 +97,12 @@ impl Totals {
         } else if !s.invisible && !s.sorted {
             step(&mut self.unsorted, 1, add);
         }
+        if !s.by_streaming && matches!(s.state.number, state::GROWING | state::SEALED) {
+            step(&mut self.old_arch, 1, add);
+        }
         if s.invisible {
             step(&mut self.hidden, 1, add);
+            step(&mut self.hidden_rows, s.rows, add);
         }
         step(&mut self.deletes, s.delta.entries, add);
         for (slot, log) in self.bytes.iter_mut().zip(logs) {

@@ -226,6 +226,7 @@ impl Executor {
 
     async fn make(&self, who: &Who, change: &Change, own: bool) -> Result<Committed> {
         validate(change)?;
+        super::forbidden::check(self.roots(), &change.writes)?;
         let shape = Shape::new(change, own);
         let digest = digest(&change.writes);
         let (mut at, mut number, mut last) = (0, 0, None::<(MetaKey, MetaRev)>);

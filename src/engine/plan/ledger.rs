@@ -55,6 +55,7 @@ impl Executor {
     /// `Fenced`: we do not own the root any more, or a coordinator lives; it did not happen. `OutcomeUnknown`: the store did not
     /// answer, not even to reading; give the same swap again. Any other error: it did not happen.
     pub async fn swap(&self, swap: &mut Swap) -> Result<Swapped> {
+        super::forbidden::check(self.roots(), &swap.writes)?;
         let mut backoff = Backoff::new(TRIES);
         let mut doubt = Doubt::default();
         loop {

@@ -4,6 +4,7 @@ pub mod blobs;
 mod chunk;
 pub mod execute;
 pub mod fence;
+mod forbidden;
 pub mod ids;
 pub mod journal;
 pub mod ledger;

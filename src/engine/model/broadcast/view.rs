@@ -49,7 +49,7 @@ impl fmt::Display for Waiting {
                 write!(f, "checkpoint of {channel}")?;
                 match (at.and_then(Tso::time), tick.time()) {
                     (Some(at), Some(tick)) => {
-                        write!(f, ", {} behind the message", age(tick.since(at)))
+                        write!(f, ", {} behind", age(tick.since(at)))
                     }
                     _ => f.write_str(", which has none"),
                 }

@@ -1,6 +1,6 @@
 //! Columns of segments, channels, indexes and builds.
 
-use crate::engine::ids::PartitionId;
+use crate::engine::ids::PartitionScope;
 use crate::engine::model::data::{Channel, IndexDef, Segment, SegmentIndex};
 use crate::engine::model::health::{self, channels};
 use crate::engine::model::resource::{Cell, Column, Tone, Unit};
@@ -14,7 +14,7 @@ use super::{
 columns! { SEGMENTS, segment, Segment:
     id "ID" Id (20, 18) "Segment id" => |_, s| id(s.id.0);
     collection "COLLECTION" Text (24, 8) "Collection" => |v, s| collection_cell(v, s.collection);
-    partition "PARTITION" Text (16, 8) "Partition; ALL on an L0 whose deletes apply to every partition" => partition;
+    partition "PARTITION" Text (16, 8) "Partition; ALL on an L0 whose deletes apply to every partition, which every partition's list shows; -1? where that is illegal" => partition;
     state "STATE" State (9, 7) "SegmentState" => |_, s| named(s.state);
     level "LEVEL" Text (6, 5) "SegmentLevel; Legacy behaves as L1" => |_, s| text(s.level.text());
     rows "ROWS" Count (12, 6) "Rows, deletes not taken off" => |_, s| Cell::Count(s.rows);
@@ -22,7 +22,7 @@ columns! { SEGMENTS, segment, Segment:
     deletes "DELETES" Count (9, 7) "Entries of its delta logs" => |_, s| count(s.delta.entries);
     files "FILES" Count (6, 5) "Log files" => |_, s| count(s.files());
     index "INDEX" State (12, 6) "Builds finished of builds recorded" => index_state;
-    marks "MARKS" Text (20, 6) "hidden, importing, sorted, compacted, empty, manifest" => marks;
+    marks "MARKS" Text (20, 6) "OLD-ARCH, hidden, importing, sorted, compacted, empty, manifest" => marks;
     shard "SHARD" Text (30, 8) wide "Virtual channel" => |_, s| shared(&s.channel);
     storage "STORAGE" Text (7, 7) wide "Storage version" => |_, s| text(format!("V{}", s.storage_version.max(1)));
     dropped "DROPPED" Age (9, 7) wide "Time since it was dropped" => |v, s| age(v, s.dropped_at.map(crate::engine::ids::UnixNs::to_ms));
@@ -42,15 +42,13 @@ columns! { CHANNELS, channel, Channel:
         None => Cell::None,
     };
     lag "LAG" Age (9, 6) "Checkpoint against now" => |v, c| health::lag(v, c).map_or(Cell::None, Cell::Age);
+    state "STATE" State (24, 14) "ok, or what is wrong, worst first: FROZEN, NO-OWNER, L0 PILE-UP and others, which ? and the detail view explain" => |v, c| {
+        match badge_cell(channels::badges(v, c)) {
+            Cell::None => state("ok", Tone::Good),
+            words => words,
+        }
+    };
     behind "BEHIND" Age (9, 6) "Checkpoint against the newest real checkpoint of any channel" => |v, c| health::behind(v, c).map_or(Cell::None, Cell::Age);
-    state "STATE" State (14, 6) "ok, DROPPED, FROZEN, NO-CHECKPOINT, GC-PENDING, FUTURE" => |v, c| {
-        let (text, tone) = health::channel_state(v, c);
-        state(text, tone)
-    };
-    badges "BADGES" State (24, 8) "NO-OWNER, L0 PILE-UP, DELETE-CP LAG and others; ? and the detail view explain them" => |v, c| {
-        let own = health::channel_state(v, c).0;
-        badge_cell(channels::badges(v, c).into_iter().filter(|b| b.name != own))
-    };
     mark "MARK" Text (12, 7) "Removal mark: non-removed, removed or missing" => |_, c| text(c.mark.clone().unwrap_or_else(|| "missing".into()));
     recovery "RECOVERY" State (9, 8) wide "Recovery state of the streaming node" => |_, c| c.recovery.map_or(Cell::None, named);
     owner "OWNER" Text (16, 6) "Node and term that have the log, or the node that watches" => |_, c| match (&c.owner, c.watch) {
@@ -106,8 +104,12 @@ columns! { BUILDS, build, SegmentIndex:
 }
 
 fn partition(view: &View<'_>, s: &Segment) -> Cell {
-    if s.partition == PartitionId::ALL {
-        return Cell::Text("ALL".into());
+    match s.scope() {
+        Some(PartitionScope::ALL) => return Cell::Text("ALL".into()),
+        // Only deletes may be about every partition (`spec/lifecycle.md` §12 rule 8).
+        None => return state(format!("{}?", s.partition), Tone::Bad),
+        Some(_) if s.partition.0 == 0 => return Cell::Text("–".into()),
+        Some(_) => {}
     }
     match view.catalog.partitions.get(&(s.collection, s.partition)) {
         Some(p) => shared(&p.name),
@@ -115,8 +117,9 @@ fn partition(view: &View<'_>, s: &Segment) -> Cell {
     }
 }
 
-fn marks(_: &View<'_>, s: &Segment) -> Cell {
+fn marks(view: &View<'_>, s: &Segment) -> Cell {
     let set = [
+        (health::segments::is_old_arch(view.catalog, s), "OLD-ARCH"),
         (s.invisible, "hidden"),
         (s.importing, "importing"),
         (s.sorted, "sorted"),

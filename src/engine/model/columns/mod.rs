@@ -55,6 +55,7 @@ pub fn cell_of(view: &View<'_>, row: RowRef<'_>, column: usize) -> Cell {
     match row {
         RowRef::Database(r) => root::database(view, r, column),
         RowRef::Collection(r) => root::collection(view, r, column),
+        RowRef::Leftover(id) => root::leftover(view, id, column),
         RowRef::Partition(r) => root::partition(view, r, column),
         RowRef::Alias(r) => root::alias(view, r, column),
         RowRef::Segment(r) => data::segment(view, r, column),

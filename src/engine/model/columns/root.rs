@@ -1,7 +1,9 @@
 //! Columns of databases, collections, partitions and aliases.
 
+use crate::engine::ids::CollectionId;
 use crate::engine::model::data::{Alias, Collection, Database, Partition};
 use crate::engine::model::health;
+use crate::engine::model::leftover::Standing;
 use crate::engine::model::resource::{Cell, Column, Tone, Unit};
 use crate::engine::model::rows::View;
 use crate::engine::model::totals::Totals;
@@ -25,8 +27,14 @@ columns! { DATABASES, database, Database:
 columns! { COLLECTIONS, collection, Collection:
     name "NAME" Text (28, 10) "Name" => |_, c| shared(&c.name);
     database "DATABASE" Text (16, 7) "Database" => |v, c| Cell::Shared(v.catalog.database_name(c.db));
-    state "STATE" State (10, 7) "CollectionState; DAMAGED when a part is missing" => |_, c| {
-        if c.damage.is_empty() { named(c.state) } else { state("DAMAGED", Tone::Bad) }
+    state "STATE" State (10, 7) "CollectionState; or DAMAGED, TRUNCATING, and of one without a record LEAK?, HELD, GC-PENDING" => |_, c| {
+        if !c.damage.is_empty() {
+            state("DAMAGED", Tone::Bad)
+        } else if c.is_truncating() {
+            state("TRUNCATING", Tone::Busy)
+        } else {
+            named(c.state)
+        }
     };
     rows "ROWS" Count (14, 6) "Rows of sealed and flushed segments, deletes not taken off" => |v, c| Cell::Count(totals(v, c).rows);
     size "SIZE" Bytes (10, 6) "Log bytes of segments that are not dropped, as recorded" => |v, c| Cell::Bytes(totals(v, c).live_bytes());
@@ -51,7 +59,9 @@ columns! { COLLECTIONS, collection, Collection:
     consistency "CONSISTENCY" Text (11, 8) wide "ConsistencyLevel" => |_, c| text(c.consistency.text());
     aliases "ALIASES" Text (20, 7) wide "Aliases" => |_, c| text(c.aliases.join(" "));
     created "CREATED (UTC)" Time (20, 16) wide "Creation" => |_, c| time(c.created);
-    damage "DAMAGE" Text (30, 6) wide "What is missing or contradicts itself" => |_, c| text(c.damage.join("; "));
+    hidden_rows "HIDDEN ROWS" Count (12, 6) wide "Rows of segments hidden from queries" => |v, c| Cell::Count(totals(v, c).hidden_rows);
+    meta "META" Text (15, 8) wide "live, dropped-in-root, or no-record: only left-overs name it" => |_, c| Cell::Text(Standing::of(c).name().into());
+    damage "DAMAGE" Text (30, 6) wide "What is missing or contradicts itself; of one without a record, what remains" => |_, c| text(c.damage.join("; "));
 }
 
 columns! { PARTITIONS, partition, Partition:
@@ -76,13 +86,44 @@ columns! { ALIASES, alias, Alias:
     created "CREATED (UTC)" Time (20, 16) "Creation" => |_, a| time(a.created);
 }
 
+/// A collection that has no record: what its left-overs tell.
+pub(in crate::engine::model) fn leftover(view: &View<'_>, of: CollectionId, column: usize) -> Cell {
+    let Some(left) = view.leftover(of) else {
+        return Cell::None;
+    };
+    let sums = totals_of(view, of);
+    match COLLECTIONS.get(column).map_or("", |c| c.id) {
+        "name" => state(of.to_string(), Tone::Dim),
+        "state" => {
+            let (word, tone) = left.verdict();
+            state(word, tone)
+        }
+        "rows" => Cell::Count(sums.rows),
+        "size" => Cell::Bytes(sums.live_bytes()),
+        "segments" => count(sums.healthy()),
+        "partitions" => count(left.partitions),
+        "indexes" => count(left.open_indexes),
+        "snapshots" => count(left.snapshots),
+        "id" => id(of.0),
+        "growing" => count(sums.by_state[2]),
+        "dropped" => count(left.dropped),
+        "hidden" => count(sums.hidden),
+        "hidden_rows" => Cell::Count(sums.hidden_rows),
+        "l0" => count(sums.l0),
+        "deletes" => count(sums.deletes),
+        "meta" => Cell::Text(Standing::NoRecord.name().into()),
+        "damage" => text(left.words()),
+        _ => Cell::None,
+    }
+}
+
 fn totals(view: &View<'_>, c: &Collection) -> Totals {
-    view.catalog
-        .sums
-        .collections
-        .get(&c.id)
-        .copied()
-        .unwrap_or_default()
+    totals_of(view, c.id)
+}
+
+fn totals_of(view: &View<'_>, id: CollectionId) -> Totals {
+    let all = &view.catalog.sums.collections;
+    all.get(&id).copied().unwrap_or_default()
 }
 
 fn part(view: &View<'_>, p: &Partition) -> Totals {

@@ -160,10 +160,7 @@ fn job_state(s: JobState) -> Cell {
 
 /// A task that is over but has no end of its own took nobody knows how long.
 fn took(t: &Task, now: UnixMs) -> Cell {
-    const OVER: [&str; 5] = ["completed", "finished", "failed", "timeout", "cleaned"];
-    let state = t.state.name.to_ascii_lowercase();
-    let is_over = OVER.iter().any(|word| state.contains(word));
-    match (t.started, t.ended.or((!is_over).then_some(now))) {
+    match (t.started, t.ended.or(t.is_under_way().then_some(now))) {
         (Some(start), Some(end)) => Cell::Age(end.since(start)),
         _ => Cell::None,
     }

@@ -87,7 +87,8 @@ fn late(view: &View<'_>, b: &Broadcast, waiting: &Waiting, out: &mut Vec<Fault>)
         rule,
         severity,
         subject: Some(RowId::Broadcast(b.id)),
-        since: b.since(view),
+        // The reason begins with it.
+        since: None,
         reason: format!(
             "DDL is blocked {} by {title}: it waits for {waiting}{blocks}",
             age(ms)

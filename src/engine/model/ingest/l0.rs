@@ -7,7 +7,6 @@ use imbl::OrdSet;
 use crate::engine::ids::{SegmentId, Tso};
 use crate::engine::model::catalog::{Catalog, SegmentKey};
 use crate::engine::model::data::Segment;
-use crate::engine::model::totals::state;
 
 /// Of one channel.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,26 +38,15 @@ impl L0s {
     }
 }
 
-/// Written and visible, so that a view names it: what `view::channel_view` calls level zero.
-fn counts(s: &Segment) -> bool {
-    let written = matches!(s.state.number, state::FLUSHED | state::FLUSHING);
-    let placed = s.start != Tso::UNSET || s.dml != Tso::UNSET || s.insert.files + s.delta.files > 0;
-    s.is_l0() && s.scope().is_some() && written && placed && !s.invisible && !s.importing && !s.fake
-}
-
 impl Catalog {
     /// Adds a segment to its channel's L0s, or takes it off.
     pub(super) fn note_l0(&mut self, key: SegmentKey, s: &Segment, add: bool) {
-        if !counts(s) {
+        if !s.is_written_l0() {
             return;
         }
         let channel: Arc<str> = s.channel.clone();
         let slot = self.l0_on.entry(channel.clone()).or_default();
-        let at = if s.start == Tso::UNSET {
-            s.dml
-        } else {
-            s.start
-        };
+        let at = s.first_position();
         if add {
             slot.segments += 1;
             slot.bytes = slot.bytes.wrapping_add(s.bytes());

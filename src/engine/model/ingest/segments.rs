@@ -206,6 +206,7 @@ impl Catalog {
             compaction_from: info.compaction_from.into_iter().map(SegmentId).collect(),
             importing: info.is_importing,
             invisible: info.is_invisible,
+            by_streaming: info.is_created_by_streaming,
             sorted: info.is_sorted,
             namespace_sorted: info.is_sorted_by_namespace,
             by_compaction: info.created_by_compaction,
@@ -310,6 +311,7 @@ impl Catalog {
             let s = &old.row;
             self.sums.segment(s, false);
             self.note_l0(id, s, false);
+            self.illegal.remove(&id);
             let same_channel = entry.as_ref().is_some_and(|e| e.row.channel == s.channel);
             if !same_channel {
                 self.unlink_channel(&s.channel, id);
@@ -323,6 +325,9 @@ impl Catalog {
             let s = &entry.row;
             self.sums.segment(s, true);
             self.note_l0(id, s, true);
+            if s.scope().is_none() {
+                self.illegal.insert(id);
+            }
             self.segments_of.insert((s.collection, id.0, id.2));
             self.segments_on
                 .entry(s.channel.clone())
