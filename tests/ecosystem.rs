@@ -18,44 +18,25 @@ use falconer::engine::meta::{KeyValue, MetaRead, Span};
 use prost_reflect::{DynamicMessage, ReflectMessage, Value};
 
 /// A life: every verb that writes, in an order in which each has something to do.
-const LIFE: &[&[&str]] = &[
-    &["demo"],
-    &["snapshot", "create", "analytics/books", "before", "--yes"],
-    &[
-        "snapshot", "pin", "before", "--ttl", "1h", "--owner", "me", "--yes",
-    ],
-    &[
-        "restore",
-        "start",
-        "before",
-        "analytics/books_copy",
-        "--yes",
-    ],
-    &[
-        "snapshot",
-        "create",
-        "analytics/books_copy",
-        "again",
-        "--yes",
-    ],
-    &["snapshot", "drop", "again", "--confirm", "again"],
-    &[
-        "collection", "create", "notes", "--field", "id:int64:pk", "--field", "v:float_vector:8",
-    ],
-    &["partition", "create", "notes", "p1"],
-    &[
-        "index", "create", "notes", "v", "--type", "HNSW", "--metric", "L2",
-    ],
-    &["partition", "drop", "notes", "p1", "--confirm", "p1"],
-    &["index", "drop", "notes", "v", "--yes"],
-    &["collection", "truncate", "notes", "--confirm", "notes"],
-    &[
-        "collection",
-        "drop",
-        "analytics/books_copy",
-        "--confirm",
-        "books_copy",
-    ],
+const LIFE: &[&str] = &[
+    "demo",
+    "snapshot create analytics/books before --yes",
+    "snapshot pin before --ttl 1h --owner me --yes",
+    "restore start before analytics/books_copy --yes",
+    "snapshot create analytics/books_copy again --yes",
+    "snapshot drop again --confirm again",
+    "collection create birds --field id:int64:pk --field v:float_vector:8 --shards 2 --yes",
+    "collection create bees --field id:varchar:64:pk --field v:float_vector:8 --dynamic --yes",
+    "partition create birds y2026 --yes",
+    "partition create birds y2025 --yes",
+    "index create birds v --type HNSW --metric L2 --param M=16 --yes",
+    "index create bees v --type FLAT --metric IP --yes",
+    "collection truncate birds --confirm birds",
+    "partition drop birds y2025 --confirm y2025",
+    "index drop birds v --yes",
+    "collection drop analytics/books_copy --confirm books_copy",
+    "collection drop bees --confirm bees",
+    "gc run --confirm collect",
 ];
 
 /// Key families that such a life fills.
@@ -172,8 +153,9 @@ fn proto(name: &str, value: &[u8]) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_reads_as_a_milvus_wrote_it() {
     let home = Home(tempfile::tempdir().unwrap());
-    for args in LIFE {
-        home.run(args);
+    for line in LIFE {
+        let args: Vec<&str> = line.split(' ').collect();
+        home.run(&args);
     }
     let roots = Roots::default();
     let kvs = every(&home).await;
