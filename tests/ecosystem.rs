@@ -10,11 +10,14 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use falconer::engine::clock::SystemClock;
+use falconer::engine::format::broadcast::message_type;
 use falconer::engine::format::codec::{self, Codec};
 use falconer::engine::format::json;
-use falconer::engine::format::keys::{Key, ParsedKey, Roots};
+use falconer::engine::format::keys::{Family, Key, ParsedKey, Roots};
+use falconer::engine::format::pb::streaming::BroadcastTask;
 use falconer::engine::meta::embedded::EmbeddedReader;
 use falconer::engine::meta::{KeyValue, MetaRead, Span};
+use prost::Message as _;
 use prost_reflect::{DynamicMessage, ReflectMessage, Value};
 
 /// A life: every verb that writes, in an order in which each has something to do.
@@ -136,6 +139,37 @@ fn wrong(key: &Key, value: &[u8]) -> Vec<String> {
     }
 }
 
+/// What is wrong with the message inside a broadcast's record: its header, by its type, and its body.
+fn wrong_message(value: &[u8]) -> Vec<String> {
+    let task = BroadcastTask::decode(value).unwrap();
+    let message = task.message.unwrap_or_default();
+    let Some(Ok(kind)) = message_type(&message) else {
+        return vec!["a message of no type".into()];
+    };
+    let header = message.properties.get("_h").map(|h| BASE64.decode(h));
+    let Some(Ok(header)) = header else {
+        return vec!["a message without a header".into()];
+    };
+    let kind = kind.as_str_name();
+    let mut out = proto(
+        &format!("milvus.proto.messages.{kind}MessageHeader"),
+        &header,
+    );
+    let body = match kind {
+        "CreateIndex" => Some("milvus.proto.messages.CreateIndexMessageBody".to_owned()),
+        "CreateCollection" | "DropCollection" | "CreatePartition" | "DropPartition" => {
+            Some(format!("milvus.proto.msg.{kind}Request"))
+        }
+        _ => None,
+    };
+    match body {
+        Some(name) => out.extend(proto(&name, &message.payload)),
+        None if message.payload.is_empty() => {}
+        None => out.push(format!("a body that nobody describes, of {kind}")),
+    }
+    out
+}
+
 fn proto(name: &str, value: &[u8]) -> Vec<String> {
     match json::decode(name, value) {
         Ok(message) => {
@@ -168,7 +202,10 @@ async fn what_is_written_reads_as_a_milvus_wrote_it() {
         match Key::parse(&roots, &kv.key.0) {
             ParsedKey::Known(key) => {
                 *families.entry(key.family()).or_insert(0) += 1;
-                let found = wrong(&key, &kv.value);
+                let mut found = wrong(&key, &kv.value);
+                if key.family() == Family::BroadcastTask {
+                    found.extend(wrong_message(&kv.value));
+                }
                 bad.extend(found.into_iter().map(|why| format!("{text}: {why}")));
             }
             ParsedKey::Unknown => bad.push(format!("{text}: of no family")),
