@@ -28,6 +28,7 @@
 //!   plan                     Intent → Plan → execute → journal: the one write path; the ledger of what runs
 //!   wal                      logs of the channels that we own, their checkpoints
 //!   broadcast                one message to many channels, then callbacks
+//!   data                     takes in what the logs carry, reports under a log's term
 //!   coordinator              that a root is ours; opens log, checkpoints and broadcaster; what a broadcast does
 //!   jobs                     snapshot, restore, gc, copy pool: step machines
 //! ui              event loop, update(), keymap, theme, virtual table, overlays, screens
@@ -36,7 +37,7 @@
 //! Dependencies point one way, and `tests/architecture.rs` reads the sources to keep it so:
 //!
 //! ```text
-//! ids, error, clock ← format ← model ← plan ← wal ← broadcast ← coordinator ← jobs ← engine (Handle) ← ui, cli ← main
+//! ids, error, clock ← format ← model ← plan ← wal ← broadcast ← data ← coordinator ← jobs ← engine (Handle) ← ui, cli ← main
 //!       meta (traits), objects: know bytes only; constructed only in engine
 //! ```
 //!

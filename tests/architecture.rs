@@ -139,6 +139,18 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "src/engine/data/",
+        &[
+            "etcd_client",
+            "redb",
+            "object_store",
+            "engine::jobs",
+            "engine::objects",
+            "MetaWrite",
+            "ObjectWrite",
+        ],
+    ),
+    (
         "src/engine/jobs/",
         &["etcd_client", "redb", "MetaWrite", "ObjectWrite"],
     ),
@@ -152,6 +164,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
             "engine::wal",
             "engine::broadcast",
             "engine::coordinator",
+            "engine::data",
             "etcd_client",
             "object_store",
             "redb",

@@ -4,6 +4,7 @@ pub mod attach;
 pub mod broadcast;
 pub mod clock;
 pub mod coordinator;
+pub mod data;
 pub mod doctor;
 pub mod dump;
 mod dynamic;

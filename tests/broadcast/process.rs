@@ -15,7 +15,7 @@ use falconer::engine::format::pb::messages::{
     DropCollectionMessageHeader, MessageType, ResourceDomain,
 };
 use falconer::engine::format::pb::msg::MsgPosition;
-use falconer::engine::ids::{JobId, MessageId, MetaKey, Tso, VChannel};
+use falconer::engine::ids::{JobId, MessageId, MetaKey, Term, Tso, VChannel};
 use falconer::engine::meta::scope::Scope;
 use falconer::engine::meta::{MetaWrite, MetaWriter, Write};
 use falconer::engine::model::broadcast::{Resource, ResourceKeys, TombstoneLimits};
@@ -120,7 +120,7 @@ struct Data(Shared);
 
 #[async_trait]
 impl Consumer for Data {
-    async fn take(&self, message: &Stored) -> Result<()> {
+    async fn take(&self, _: Term, message: &Stored) -> Result<()> {
         let mut book = self.0.lock().unwrap();
         let taken = book.taken.entry(message.vchannel()).or_default();
         if taken.timestamp < message.tick.0 {

@@ -37,6 +37,15 @@ impl Inner {
 
     /// Until the log ends.
     async fn follow(self: Arc<Self>, log: Arc<dyn Wal>) {
+        let mut pace = Pace::new();
+        while let Err(e) = self.parts.consumer.begin(&*log).await {
+            if log.end().borrow().ended.is_some() {
+                return;
+            }
+            self.troubled(&*log, Some(e));
+            self.parts.executor.clock().sleep(pace.next()).await;
+        }
+        self.troubled(&*log, None);
         let first = log.end().borrow().first;
         let Ok(mut reader) = log.read_from(first) else {
             // Cut between the two looks: only by its own writer, on our order, so there is another follower.
@@ -50,7 +59,9 @@ impl Inner {
             let ended = ends.borrow_and_update().ended.is_some();
             match reader.try_next().await {
                 Ok(Some(message)) => {
-                    self.take(&*log, &message).await;
+                    if !self.take(&*log, &message).await {
+                        return;
+                    }
                     let channel = message.vchannel();
                     if self.parts.checkpoints.get(&channel).is_some() {
                         positions.insert(channel, message.position());
@@ -88,20 +99,25 @@ impl Inner {
         }
     }
 
-    /// Hands one message on. A truncation is told to its task before the data path acts on it, a drop after (§1 rule 8).
-    async fn take(&self, log: &dyn Wal, message: &Stored) {
+    /// Hands one message on; `false` when the log has ended before the data path had it: whoever follows it next begins there again. A
+    /// truncation is told to its task before the data path acts on it, a drop after (§1 rule 8).
+    async fn take(&self, log: &dyn Wal, message: &Stored) -> bool {
         let first = message.kind() == Some(MessageType::TruncateCollection);
         if first {
             self.observe(message);
         }
         let mut pace = Pace::new();
-        while let Err(e) = self.parts.consumer.take(message).await {
+        while let Err(e) = self.parts.consumer.take(log.term(), message).await {
+            if log.end().borrow().ended.is_some() {
+                return false;
+            }
             self.troubled(log, Some(e));
             self.parts.executor.clock().sleep(pace.next()).await;
         }
         if !first {
             self.observe(message);
         }
+        true
     }
 
     fn troubled(&self, log: &dyn Wal, why: Option<Error>) {

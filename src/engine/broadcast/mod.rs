@@ -39,13 +39,14 @@ use super::error::{Error, ErrorKind, Result};
 use super::format::message::{Draft, Stored};
 use super::format::pb::messages::{Message, MessageType};
 use super::format::pb::msg::MsgPosition;
-use super::ids::{BroadcastId, JobId, MetaRev, UnixMs, VChannel};
+use super::ids::{BroadcastId, JobId, MetaRev, Term, UnixMs, VChannel};
 use super::meta::scope::Scope;
 use super::model::broadcast::{
     AckedAt, BroadcastsView, Locks, Resource, ResourceKeys, Shown, Task, TombstoneLimits,
     Tombstones, Turn,
 };
 use super::plan::execute::{Executor, Who};
+use super::wal::Wal;
 use super::wal::channels::Channels;
 use super::wal::checkpoints::Checkpoints;
 
@@ -98,8 +99,16 @@ pub trait Callbacks: Send + Sync {
 /// The data path of the channels: takes the messages in, and knows what it has not written to objects yet.
 #[async_trait]
 pub trait Consumer: Send + Sync {
-    /// The next message of a physical channel, in order. After a crash the same ones again: idempotent. An error is tried again.
-    async fn take(&self, message: &Stored) -> Result<()>;
+    /// A log is open, and nothing of it has been taken in. What this appends comes before anything that is appended later; an error is
+    /// tried again.
+    async fn begin(&self, log: &dyn Wal) -> Result<()> {
+        let _ = log;
+        Ok(())
+    }
+
+    /// The next message of a physical channel, in order, from a log that is held under `term`. After a crash the same ones again:
+    /// idempotent. An error is tried again, as long as the log has not ended.
+    async fn take(&self, term: Term, message: &Stored) -> Result<()>;
 
     /// The earliest position of a virtual channel that is taken in and not in objects: its checkpoint stays there. When that is written,
     /// the data path itself reports the new one ([`Checkpoints::update`]).
@@ -111,7 +120,7 @@ pub struct NoData;
 
 #[async_trait]
 impl Consumer for NoData {
-    async fn take(&self, _: &Stored) -> Result<()> {
+    async fn take(&self, _: Term, _: &Stored) -> Result<()> {
         Ok(())
     }
 

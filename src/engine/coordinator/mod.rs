@@ -23,7 +23,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::broadcast::{Broadcaster, NoData, Parts};
+use super::broadcast::{Broadcaster, Parts};
+use super::data::DataPath;
 use super::error::{Error, ErrorKind, Result};
 use super::format::keys::Family;
 use super::ids::VChannel;
@@ -210,7 +211,7 @@ impl Service {
             channels: channels.clone(),
             checkpoints: checkpoints.clone(),
             callbacks: Arc::new(callbacks),
-            consumer: Arc::new(NoData),
+            consumer: DataPath::new(executor),
             tombstones: TombstoneLimits::default(),
         });
         let broadcaster = match opened.await {

@@ -21,6 +21,7 @@ use crate::engine::format::snapshot::{build_ids, manifest_key, pending_form};
 use crate::engine::ids::{
     BuildId, CollectionId, FieldId, LogId, PartitionId, PartitionScope, SegmentId, SnapshotId, Tso,
 };
+use crate::engine::model::segments;
 
 /// Storage version of segments whose files their own manifest lists.
 const V3: i64 = 3;
@@ -227,8 +228,7 @@ fn on_disk(s: &SegmentInfo) -> Option<i64> {
     ) {
         return None;
     }
-    let entries = |f: &FieldBinlog| f.binlogs.iter().map(|b| b.entries_num).sum::<i64>();
-    s.binlogs.iter().map(entries).max().filter(|rows| *rows > 0)
+    Some(segments::rows(&s.binlogs)).filter(|rows| *rows > 0)
 }
 
 /// Why a segment stays outside.

@@ -31,6 +31,7 @@ pub mod related;
 pub mod resource;
 pub mod rows;
 pub mod schema;
+pub mod segments;
 pub mod text;
 pub mod tickets;
 pub mod totals;

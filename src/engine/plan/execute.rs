@@ -496,6 +496,7 @@ impl Executor {
     /// Like [`note`](Self::note), under conditions of the caller; `None` when one of them did not hold. Sending again after an
     /// unknown outcome is right only if the conditions do not turn false by the writes themselves.
     pub async fn note_if(&self, conds: &[Cond], writes: &[Write]) -> Result<Option<MetaRev>> {
+        super::forbidden::check(&self.roots, writes)?;
         let mut backoff = Backoff::new(TRIES);
         let mut doubt = Doubt::default();
         loop {

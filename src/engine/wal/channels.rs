@@ -13,7 +13,7 @@ use crate::engine::error::{Error, ErrorKind, Result};
 use crate::engine::format::keys::{Family, Key, ParsedKey};
 use crate::engine::format::pb::streaming::CChannelMeta;
 use crate::engine::format::vchannel::{ChannelName, control};
-use crate::engine::ids::{MetaKey, Term, VChannel};
+use crate::engine::ids::{MetaKey, Term, Tso, VChannel};
 use crate::engine::meta::scope::Scope;
 use crate::engine::meta::{Cond, RangeOpts, Span, Write};
 use crate::engine::plan::execute::Executor;
@@ -22,6 +22,20 @@ use crate::engine::plan::retry::calm;
 
 /// The logs that are open, by physical channel.
 pub type OpenLogs = Arc<BTreeMap<String, Arc<dyn Wal>>>;
+
+/// The term that holds the log of a physical channel, and that it still does as a condition: the channel's record moves with its owner
+/// and with nothing else. `None` when nobody ever took it.
+pub async fn holder(executor: &Executor, pchannel: &str) -> Result<Option<(Term, Cond)>> {
+    let key = Key::PChannel(pchannel.to_owned()).to_key(executor.roots());
+    let reader = executor.reader();
+    let found = calm(&**executor.clock(), || reader.get(&key)).await?;
+    found
+        .map(|kv| {
+            let term = super::term::of(Some(&kv.value)).map_err(|e| e.with("key", &key))?;
+            Ok((term, Cond::At(key, kv.mod_rev)))
+        })
+        .transpose()
+}
 
 /// The root's channels. The executor must own the root as long as they are used. A clone is the same ones.
 #[derive(Clone)]
@@ -185,6 +199,30 @@ impl Channels {
         let channel = control(&hosted);
         *self.lock_control() = Some(channel.clone());
         Ok(channel)
+    }
+
+    /// The latest time tick of a virtual channel: whatever is appended to it from now on is above it. `NotFound` when its log is not open
+    /// here, or has ended (§4 rule 6): who asks then goes by the time that it wants itself.
+    pub fn latest(&self, vchannel: &VChannel) -> Result<Tso> {
+        let pchannel = ChannelName::parse(&vchannel.0).pchannel();
+        let open = self.open.borrow();
+        let end = open.get(pchannel).map(|log| log.end().borrow().clone());
+        match end {
+            Some(end) if end.ended.is_none() => Ok(end.tick),
+            held => {
+                let why = held.and_then(|end| end.ended);
+                let e = Error::new(
+                    ErrorKind::NotFound,
+                    format!(
+                        "the log of {vchannel} is not open here, so its latest time is not known"
+                    ),
+                );
+                Err(match why {
+                    Some(why) => e.caused_by(why),
+                    None => e,
+                })
+            }
+        }
     }
 
     fn lock_control(&self) -> std::sync::MutexGuard<'_, Option<VChannel>> {
