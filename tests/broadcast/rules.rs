@@ -132,10 +132,7 @@ async fn one_life(stores: &Stores) {
                 == 2
         {
             assert!(
-                shown[0]
-                    .waiting
-                    .to_string()
-                    .ends_with(" behind"),
+                shown[0].waiting.to_string().ends_with(" behind"),
                 "{}",
                 shown[0].waiting
             );

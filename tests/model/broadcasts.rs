@@ -278,10 +278,7 @@ fn with_the_flag_the_slowest_channel_is_named_and_a_dropped_one_does_not_count()
     assert!(late[0].reason.contains(&slowest.0) && late[0].reason.contains("15m00s"));
     // The sentinel is no time: it satisfies the wait, and the other one is the slowest now.
     scene.checkpoint(1, u64::MAX);
-    let words = format!(
-        "checkpoint of {}, 1m00s behind",
-        scene.books.2[0]
-    );
+    let words = format!("checkpoint of {}, 1m00s behind", scene.books.2[0]);
     assert_eq!(scene.text(&id, "waiting"), words);
     let json = resource::json(&scene.view(), &id);
     let channels = json["channels"].as_array().expect("channels");

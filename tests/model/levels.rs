@@ -102,9 +102,6 @@ fn life(n: i64) -> Vec<(Key, Vec<Vec<u8>>)> {
         timestamp,
         ..Default::default()
     };
-    fn all_of(values: &[&dyn Fn() -> Vec<u8>]) -> Vec<Vec<u8>> {
-        values.iter().map(|v| v()).collect()
-    }
     let (s1, s2, l0) = (
         SegmentId(10 * n + 1),
         SegmentId(10 * n + 2),
@@ -177,7 +174,7 @@ fn life(n: i64) -> Vec<(Key, Vec<Vec<u8>>)> {
         ),
         (
             Key::Segment(c, p, s1),
-            vec![
+            [
                 segment(s1.0, p, 1, 2),
                 segment(s1.0, p, 2, 4),
                 segment(s1.0, p, 2, 6),
@@ -188,14 +185,14 @@ fn life(n: i64) -> Vec<(Key, Vec<Vec<u8>>)> {
         ),
         (
             Key::Segment(c, p, s2),
-            vec![segment(s2.0, p, 2, 2), segment(s2.0, p, 2, 6)]
+            [segment(s2.0, p, 2, 2), segment(s2.0, p, 2, 6)]
                 .iter()
                 .map(Message::encode_to_vec)
                 .collect(),
         ),
         (
             Key::Segment(c, all, l0),
-            vec![segment(l0.0, all, 1, 4), segment(l0.0, all, 1, 6)]
+            [segment(l0.0, all, 1, 4), segment(l0.0, all, 1, 6)]
                 .iter()
                 .map(Message::encode_to_vec)
                 .collect(),
@@ -214,15 +211,11 @@ fn life(n: i64) -> Vec<(Key, Vec<Vec<u8>>)> {
         ),
         (
             Key::SegmentIndex(c, p, s1, BuildId(6_000 + n)),
-            all_of(&[&|| build(false).encode_to_vec(), &|| {
-                build(true).encode_to_vec()
-            }]),
+            vec![build(false).encode_to_vec(), build(true).encode_to_vec()],
         ),
         (
             Key::FieldIndex(c, IndexId(5_000 + n)),
-            all_of(&[&|| index(false).encode_to_vec(), &|| {
-                index(true).encode_to_vec()
-            }]),
+            vec![index(false).encode_to_vec(), index(true).encode_to_vec()],
         ),
         (
             Key::Snapshot(c, SnapshotId(8_000 + n)),
@@ -394,15 +387,12 @@ proptest! {
                 rev = MetaRev(rev.0 + 1);
                 let (key, script) = &scripts[*i];
                 let raw = key.to_key(&roots);
-                match &script[taken[*i]] {
-                    Some(value) => {
-                        events.push(put(&raw, value.clone(), rev));
-                        now.insert(raw, (key.clone(), value.clone()));
-                    }
-                    None => {
-                        events.push(Event::Delete(raw.clone(), rev));
-                        now.remove(&raw);
-                    }
+                if let Some(value) = &script[taken[*i]] {
+                    events.push(put(&raw, value.clone(), rev));
+                    now.insert(raw, (key.clone(), value.clone()));
+                } else {
+                    events.push(Event::Delete(raw.clone(), rev));
+                    now.remove(&raw);
                 }
                 taken[*i] += 1;
             }
