@@ -56,10 +56,7 @@ async fn a_collection_from_its_creation_to_the_last_key() {
     let id = id_of_name(&world, "books").await;
     let books = &seen.collections[&id];
     assert_eq!(books.damage, Vec::<String>::new());
-    assert_eq!(
-        (books.state.name, books.vchannels.len()),
-        ("Created", 2)
-    );
+    assert_eq!((books.state.name, books.vchannels.len()), ("Created", 2));
     assert_eq!(
         books.properties,
         [("collection.ttl.seconds".to_owned(), "60".to_owned())]
@@ -335,6 +332,64 @@ async fn a_drop_takes_its_snapshots_but_a_pinned_one() {
             .iter()
             .all(|(_, s)| s.state == SegmentState::Dropped as i32)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn snapshots_of_a_root_that_is_ours_are_said_on_the_control_channel() {
+    let (world, _) = adopted().await;
+    let create = |name: &str| Intent::CreateSnapshot {
+        collection: SMALL,
+        name: name.into(),
+        description: String::new(),
+        protection_secs: 0,
+        operation: None,
+    };
+    let said = async || {
+        let tasks =
+            family::<pb::streaming::BroadcastTask>(&*world.meta, Family::BroadcastTask).await;
+        let kinds = tasks.iter().map(|(_, task)| {
+            let message = task.message.as_ref().unwrap();
+            (message.properties["_t"].clone(), task.state)
+        });
+        kinds.collect::<Vec<_>>()
+    };
+    // Nobody said that the root is ours yet.
+    assert_eq!(
+        operate(&world, create("first")).await.state,
+        JobState::Verified
+    );
+    assert_eq!(said().await, []);
+    change(&world, create_other()).await;
+    assert_eq!(
+        operate(&world, create("second")).await.state,
+        JobState::Verified
+    );
+    let snapshots = family::<pb::data::SnapshotInfo>(&*world.meta, Family::Snapshot).await;
+    let of = |name: &str| snapshots.iter().find(|(_, s)| s.name == name).unwrap().1.id;
+    let restore = Intent::Restore {
+        snapshot: SnapshotId(of("second")),
+        database: "default".into(),
+        collection: "copy".into(),
+    };
+    let restored = operate(&world, restore).await;
+    assert_eq!(restored.state, JobState::Verified, "{:?}", restored.error);
+    let drop = Intent::DropSnapshot {
+        snapshot: SnapshotId(of("second")),
+    };
+    assert_eq!(operate(&world, drop).await.state, JobState::Verified);
+    let mut all = said().await;
+    all.sort();
+    let done = |kind: &str| (kind.to_owned(), 5);
+    assert_eq!(
+        all,
+        [done("39"), done("40"), done("41"), done("5")],
+        "each once, finished"
+    );
+    quiet(&world).await;
+}
+
+fn create_other() -> Ddl {
+    create("notes", 1)
 }
 
 #[tokio::test(start_paused = true)]

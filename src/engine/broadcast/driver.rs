@@ -253,6 +253,7 @@ impl Inner {
                     .iter()
                     .filter_map(|c| Some((c.channel.clone(), c.acked?)))
                     .collect(),
+                asked_by: cell.note.job,
                 who: cell.who(task.id()),
                 scope: cell.executor.scope().clone(),
             }

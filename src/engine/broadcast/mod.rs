@@ -78,6 +78,8 @@ pub struct AllAcked {
     pub message: Message,
     /// In the order of its header: where each copy is. A tick of 0 is unknown, not a time.
     pub copies: Vec<(VChannel, AckedAt)>,
+    /// The job that asked for it; 0 when a Milvus did.
+    pub asked_by: JobId,
     /// On whose behalf it was begun, with the broadcast's id as the job: so that what the callback commits is one change however often
     /// it is called.
     pub who: Who,

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use super::effects::{Effects, own, under};
 use super::orders;
@@ -17,17 +19,24 @@ use crate::engine::format::pb::messages::{
     DropSnapshotsByCollectionMessageHeader, Message, MessageType, TruncateCollectionMessageHeader,
 };
 use crate::engine::format::vchannel::ChannelName;
-use crate::engine::ids::{CollectionId, DbId, IndexId, PartitionId, Tso, UnixNs, VChannel};
+use crate::engine::ids::{CollectionId, DbId, IndexId, JobId, PartitionId, Tso, UnixNs, VChannel};
 use crate::engine::meta::Span;
 use crate::engine::model::ddl;
 use crate::engine::plan::execute::{Executor, Who};
+use crate::engine::plan::journal::{JobRecord, from_json};
+use crate::engine::plan::retry::calm;
 use crate::engine::wal::checkpoints::Checkpoints;
 
 /// The DDL.
 pub(super) struct Ddl {
     effects: Effects,
     checkpoints: Arc<Checkpoints>,
+    /// Counts jobs that have come to rest.
+    rested: watch::Sender<u64>,
 }
+
+/// Between two looks at a job that nobody tells of.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Everything of a collection but its segments and their files, which the collector removes.
 const CHILDREN: [Family; 9] = [
@@ -61,10 +70,41 @@ fn unsupported(what: &str) -> Error {
 }
 
 impl Ddl {
-    pub fn new(executor: Arc<Executor>, checkpoints: Arc<Checkpoints>) -> Self {
+    pub fn new(
+        executor: Arc<Executor>,
+        checkpoints: Arc<Checkpoints>,
+        rested: watch::Sender<u64>,
+    ) -> Self {
         Self {
             effects: Effects { executor },
             checkpoints,
+            rested,
+        }
+    }
+
+    /// What a job of ours does: over when the job rests, or is not in the journal any more.
+    async fn job_rests(&self, all: &AllAcked, kind: MessageType) -> Result<()> {
+        if all.asked_by == JobId(0) {
+            return Err(unsupported(kind.as_str_name()));
+        }
+        let executor = &self.effects.executor;
+        let (reader, clock) = (executor.reader(), executor.clock());
+        let key = executor.keys().job(all.asked_by);
+        let mut rested = self.rested.subscribe();
+        loop {
+            rested.borrow_and_update();
+            let Some(kv) = calm(&**clock, || reader.get(&key)).await? else {
+                return Ok(());
+            };
+            let record: JobRecord = from_json(&kv.key, &kv.value)?;
+            if record.state.rests() {
+                return Ok(());
+            }
+            // The sender lives as long as this; the pause is for a job that rested while nobody here drove it.
+            tokio::select! {
+                _ = rested.changed() => {}
+                () = clock.sleep(LOOK) => {}
+            }
         }
     }
 
@@ -281,6 +321,9 @@ impl Callbacks for Ddl {
             MessageType::CreateIndex => self.create_index(all).await,
             MessageType::DropIndex => self.drop_index(all).await,
             MessageType::DropSnapshotsByCollection => self.drop_snapshots(all).await,
+            kind @ (MessageType::CreateSnapshot
+            | MessageType::DropSnapshot
+            | MessageType::RestoreSnapshot) => self.job_rests(all, kind).await,
             other => Err(unsupported(other.as_str_name())),
         }
     }

@@ -39,6 +39,8 @@ use mark::Mark;
 
 /// Between two pictures for the screen.
 const PERIOD: Duration = Duration::from_millis(100);
+/// How long a process that ends waits for broadcasts that end by themselves.
+const SETTLE: Duration = Duration::from_secs(2);
 /// Between two cuts of the logs.
 const CUT: Duration = Duration::from_mins(1);
 
@@ -68,6 +70,8 @@ pub struct Coordinator {
     seen: watch::Sender<Arc<BroadcastsView>>,
     /// The last unfinished broadcast has ended.
     idle: Arc<Notify>,
+    /// Counts jobs that have come to rest: broadcasts that say what a job does end with it.
+    rested: watch::Sender<u64>,
 }
 
 impl Coordinator {
@@ -80,6 +84,7 @@ impl Coordinator {
             open: Mutex::default(),
             seen: watch::Sender::default(),
             idle: Arc::default(),
+            rested: watch::Sender::new(0),
         })
     }
 
@@ -105,7 +110,7 @@ impl Coordinator {
             }
             self.shut().await;
         }
-        let open = Arc::new(Service::open(&self.executor, epoch).await?);
+        let open = Arc::new(Service::open(&self.executor, epoch, self.rested.clone()).await?);
         *self.held() = Some(open.clone());
         self.keep(&open);
         Ok(open)
@@ -118,6 +123,23 @@ impl Coordinator {
         held.as_ref().is_some_and(|open| {
             !open.broadcaster.is_idle() && open.broadcaster.ended().borrow().is_none()
         })
+    }
+
+    /// A job has come to rest.
+    pub fn rested(&self) {
+        self.rested.send_modify(|n| *n += 1);
+    }
+
+    /// Waits a moment for the broadcasts that end by themselves, so that the next process finds none to take up.
+    pub async fn settle(&self) {
+        let mut seen = self.seen.subscribe();
+        let idle = async {
+            while self.is_busy() && seen.changed().await.is_ok() {}
+        };
+        tokio::select! {
+            () = idle => {}
+            () = self.executor.clock().sleep(SETTLE) => {}
+        }
     }
 
     /// Waits until the last unfinished broadcast has ended; may also wake for nothing.
@@ -200,12 +222,16 @@ impl Drop for Coordinator {
 }
 
 impl Service {
-    async fn open(executor: &Arc<Executor>, epoch: u64) -> Result<Self> {
+    async fn open(
+        executor: &Arc<Executor>,
+        epoch: u64,
+        rested: watch::Sender<u64>,
+    ) -> Result<Self> {
         let mark = mark::stand(executor).await?;
         let channels = Channels::new(executor.clone());
         let control = channels.control(&mark.pchannel(0)).await?;
         let checkpoints = Checkpoints::load(executor.clone()).await?;
-        let callbacks = Ddl::new(executor.clone(), checkpoints.clone());
+        let callbacks = Ddl::new(executor.clone(), checkpoints.clone(), rested);
         let opened = Broadcaster::open(Parts {
             executor: executor.clone(),
             channels: channels.clone(),

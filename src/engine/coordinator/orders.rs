@@ -10,8 +10,9 @@ use crate::engine::format::message::{Draft, header, position};
 use crate::engine::format::pb::index::{FieldIndex, IndexInfo};
 use crate::engine::format::pb::messages::{
     CreateCollectionMessageHeader, CreateIndexMessageBody, CreateIndexMessageHeader,
-    CreatePartitionMessageHeader, DropCollectionMessageHeader, DropIndexMessageHeader,
-    DropPartitionMessageHeader, DropSnapshotsByCollectionMessageHeader, Message, MessageType,
+    CreatePartitionMessageHeader, CreateSnapshotMessageHeader, DropCollectionMessageHeader,
+    DropIndexMessageHeader, DropPartitionMessageHeader, DropSnapshotMessageHeader,
+    DropSnapshotsByCollectionMessageHeader, Message, MessageType, RestoreSnapshotMessageHeader,
     TruncateCollectionMessageHeader,
 };
 use crate::engine::format::pb::msg::{
@@ -19,7 +20,7 @@ use crate::engine::format::pb::msg::{
 };
 use crate::engine::format::pb::schema::CollectionSchema;
 use crate::engine::format::vchannel::ChannelName;
-use crate::engine::ids::{CollectionId, DbId, IndexId, PartitionId, Tso, VChannel};
+use crate::engine::ids::{CollectionId, DbId, IndexId, JobId, PartitionId, Tso, VChannel};
 use crate::engine::model::ddl::NewCollection;
 use crate::engine::model::schema::CONSISTENCY;
 
@@ -215,6 +216,79 @@ pub fn drop_index(control: &VChannel, collection: CollectionId, index: IndexId) 
         index_ids: vec![index.0],
     };
     let draft = Draft::new(MessageType::DropIndex, &head, Vec::new());
+    control_only(control, draft)
+}
+
+/// A snapshot's operation, as it is said of a job that does it.
+#[derive(Clone, Debug)]
+pub enum Said {
+    /// A create.
+    CreateSnapshot {
+        /// Of this collection.
+        collection: CollectionId,
+        /// Name.
+        name: String,
+        /// Description.
+        description: String,
+        /// Seconds of compaction protection.
+        protection_secs: u64,
+    },
+    /// A drop.
+    DropSnapshot {
+        /// Of this collection.
+        collection: CollectionId,
+        /// Name.
+        name: String,
+    },
+    /// A restore.
+    RestoreSnapshot {
+        /// Name.
+        name: String,
+        /// Collection that it was made of.
+        source: CollectionId,
+        /// Our job.
+        job: JobId,
+    },
+}
+
+/// To the control channel: a job of ours does it, and the callback waits for the job's end.
+#[must_use]
+pub fn said(control: &VChannel, what: &Said) -> Order {
+    let draft = match what {
+        Said::CreateSnapshot {
+            collection,
+            name,
+            description,
+            protection_secs,
+        } => Draft::new(
+            MessageType::CreateSnapshot,
+            &CreateSnapshotMessageHeader {
+                collection_id: collection.0,
+                name: name.clone(),
+                description: description.clone(),
+                compaction_protection_seconds: i64::try_from(*protection_secs).unwrap_or(i64::MAX),
+            },
+            Vec::new(),
+        ),
+        Said::DropSnapshot { collection, name } => Draft::new(
+            MessageType::DropSnapshot,
+            &DropSnapshotMessageHeader {
+                name: name.clone(),
+                collection_id: collection.0,
+            },
+            Vec::new(),
+        ),
+        Said::RestoreSnapshot { name, source, job } => Draft::new(
+            MessageType::RestoreSnapshot,
+            &RestoreSnapshotMessageHeader {
+                snapshot_name: name.clone(),
+                source_collection_id: source.0,
+                job_id: job.0,
+                ..RestoreSnapshotMessageHeader::default()
+            },
+            Vec::new(),
+        ),
+    };
     control_only(control, draft)
 }
 

@@ -108,6 +108,19 @@ impl Look<'_> {
         ))
     }
 
+    /// Database and name of a collection.
+    pub async fn named(&self, id: CollectionId) -> Result<Option<(String, String)>> {
+        let Some((key, _, info)) = self.own(id).await? else {
+            return Ok(None);
+        };
+        let db = match key {
+            Key::Collection(db, _) => db,
+            _ => DbId(info.db_id.max(1)),
+        };
+        let name = info.schema.map_or_else(String::new, |s| s.name);
+        Ok(Some((self.database(db).await?, name)))
+    }
+
     /// Everything of a collection; `NotFound` when there is none.
     pub async fn target(&self, id: CollectionId) -> Result<Target> {
         let Some((key, kv, info)) = self.own(id).await? else {

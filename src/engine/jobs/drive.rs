@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Next;
+use super::announce::announce;
 use super::board::{Board, Running};
 use super::cx::{Children, JobCx, cut};
 use super::registry::Kind;
@@ -78,6 +79,7 @@ impl Driver {
         self.running.dials.meter.resume(self.record.progress);
         self.running.dials.files.resume(&self.record.copies);
         let mut wait = Duration::from_millis(200);
+        let mut announced = false;
         while !self.record.state.ended()
             && (self.record.state != JobState::Stuck || self.is_called_back())
         {
@@ -119,7 +121,18 @@ impl Driver {
                 let state = self.record.machine.clone();
                 let kind = self.kind.clone();
                 let cx = self.cx("step");
-                self.watched(async { kind.step(&cx, &state).await }).await
+                let intent = (self.record.state != JobState::Completed && !announced)
+                    .then(|| self.record.intent.clone());
+                let outcome = self
+                    .watched(async {
+                        if let Some(intent) = &intent {
+                            announce(&cx, intent).await?;
+                        }
+                        kind.step(&cx, &state).await
+                    })
+                    .await;
+                announced |= outcome.is_ok();
+                outcome
             };
             if self.executor.scope().is_over() {
                 // The engine ends: whatever this came to, it is left as it is journaled.

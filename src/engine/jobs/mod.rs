@@ -1,6 +1,7 @@
 //! Jobs are step machines (law 7): the state is journaled after each step, each step is idempotent, a crash at any point
 //! resumes or undoes. This file is the contract between a job and its runner.
 
+mod announce;
 mod awareness;
 pub mod belongings;
 mod board;

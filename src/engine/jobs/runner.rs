@@ -242,6 +242,9 @@ impl RunnerHandle {
     pub async fn stop(&self) {
         self.inner.life.cancel();
         let _gate = self.inner.gate.lock().await;
+        if !self.inner.board.any_running() {
+            self.inner.coordinator.settle().await;
+        }
         self.inner.coordinator.close().await;
         self.inner.executor.fence().release().await;
         self.inner.board.flush();
@@ -452,6 +455,7 @@ impl Inner {
         // What cannot be tidied now is tidied after the next job.
         let _ = keep::tidy(&self.executor, &self.board).await;
         self.board.stop(job);
+        self.coordinator.rested();
         self.give_back().await;
     }
 

@@ -69,6 +69,14 @@ impl ResourceKeys {
         Self::collection(database, name, true)
     }
 
+    /// And a snapshot's name, alone.
+    #[must_use]
+    pub fn with_snapshot(mut self, name: &str) -> Self {
+        let of = Resource::new(ResourceDomain::SnapshotName, name);
+        self.0.insert(of, false);
+        self
+    }
+
     fn collection(database: &str, name: &str, shared: bool) -> Self {
         let of = Resource::new(ResourceDomain::CollectionName, format!("{database}:{name}"));
         let db = Resource::new(ResourceDomain::DbName, database);
