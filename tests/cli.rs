@@ -907,7 +907,9 @@ fn ddl_from_the_command_line() {
         assert_eq!(said.code, Some(0), "{args:?}: {}{}", said.out, said.err);
     };
     done(&["partition", "create", "books", "y2026"]);
-    done(&["index", "create", "books", "v", "--type", "HNSW", "--metric", "L2", "--param", "M=16"]);
+    done(&[
+        "index", "create", "books", "v", "--type", "HNSW", "--metric", "L2", "--param", "M=16",
+    ]);
     let got = home.json(&["get", "partitions", "-c", "books", "-o", "json"]);
     assert_eq!(got["items"].as_array().map(Vec::len), Some(2), "{got}");
     let untyped = home.run(&["collection", "truncate", "books", "--yes"]);

@@ -525,7 +525,10 @@ async fn watch_keys_of_the_old_manager_are_never_written() {
         refused.push(e.swap(&mut swap).await.map(|_| ()));
         for one in refused {
             let e = one.unwrap_err();
-            assert!(e.to_string().contains("a watch key is never written"), "{e}");
+            assert!(
+                e.to_string().contains("a watch key is never written"),
+                "{e}"
+            );
         }
     }
     assert!(world.meta.get(&key).await.unwrap().is_none());

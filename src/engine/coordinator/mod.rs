@@ -133,9 +133,7 @@ impl Coordinator {
     /// Waits a moment for the broadcasts that end by themselves, so that the next process finds none to take up.
     pub async fn settle(&self) {
         let mut seen = self.seen.subscribe();
-        let idle = async {
-            while self.is_busy() && seen.changed().await.is_ok() {}
-        };
+        let idle = async { while self.is_busy() && seen.changed().await.is_ok() {} };
         tokio::select! {
             () = idle => {}
             () = self.executor.clock().sleep(SETTLE) => {}

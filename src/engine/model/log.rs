@@ -335,7 +335,10 @@ mod tests {
         assert!(left.is_empty() && index.first().0 == 470_660_334_431_902_644);
         let (after, tick) = index.head().appended(1, UnixMs(0)).unwrap();
         assert_eq!((tick, after.next.0), (Tso(9_001), 470_660_334_431_902_645));
-        assert_eq!(Head::above(MessageId(0), Tso::UNSET).unwrap(), Head::default());
+        assert_eq!(
+            Head::above(MessageId(0), Tso::UNSET).unwrap(),
+            Head::default()
+        );
         let full = Head::above(MessageId(i64::MAX), Tso(0)).unwrap_err();
         assert_eq!(full.kind(), ErrorKind::Limit);
     }
