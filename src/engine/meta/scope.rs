@@ -23,8 +23,8 @@ use super::book::Book;
 use crate::engine::clock::Clock;
 use crate::engine::error::{Error, ErrorKind, Result};
 
-/// Time for what must end once it has begun.
-pub const DETACHED: Duration = Duration::from_secs(5);
+/// Time for what must end once it has begun: longer than an election of etcd's, and as long as a silent writer keeps the root.
+pub const DETACHED: Duration = Duration::from_secs(15);
 
 /// Cheap to clone; a clone is the same scope.
 #[derive(Clone)]
