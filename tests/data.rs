@@ -294,7 +294,8 @@ async fn any_number_of_crashes_before_the_flush_is_consumed() {
         falconer::engine::broadcast::Consumer::begin(&*path, &*log)
             .await
             .unwrap();
-        let mut reader = log.read_from(MessageId(1)).unwrap();
+        let first = log.end().borrow().first;
+        let mut reader = log.read_from(first).unwrap();
         appended = 0;
         while let Some(message) = reader.try_next().await.unwrap() {
             appended += usize::from(message.kind() == Some(MessageType::Flush));
@@ -555,7 +556,8 @@ async fn an_unreadable_list_holds_the_segment() {
     };
     let draft = Draft::new(MessageType::Flush, &header, Vec::new()).on(&SHARD.into());
     log.append(vec![draft]).await.unwrap();
-    let mut reader = log.read_from(MessageId(1)).unwrap();
+    let first = log.end().borrow().first;
+    let mut reader = log.read_from(first).unwrap();
     // Other messages of the log's own may stand before it.
     let message = loop {
         let message = reader.next().await.unwrap();
