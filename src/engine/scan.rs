@@ -130,8 +130,9 @@ pub async fn run(server: &Server, scan: &Scan, sink: Option<mpsc::Sender<Found>>
             map.insert("delete_entries".into(), entries.into());
             map.insert("delete_segments".into(), segments.len().into());
         }
+        // A page shows the rows first: they are what one came for.
         if reading.sink.is_none() {
-            map.insert("rows".into(), std::mem::take(&mut reading.kept).into());
+            map.shift_insert(0, "rows".into(), std::mem::take(&mut reading.kept).into());
         }
     }
     Ok(out)

@@ -41,8 +41,7 @@ impl Table {
     pub fn column(&self, leaf: usize) -> Result<ColumnReader> {
         let found = self.footer.leaves.get(leaf).cloned();
         let found = found.ok_or_else(|| {
-            Error::new(ErrorKind::Internal, "a column that the file does not have")
-                .with("file", &self.file)
+            Error::new(ErrorKind::Corrupt, "the file has no such column").with("file", &self.file)
         })?;
         let unsupported =
             |why: String| Err(Error::new(ErrorKind::Unsupported, why).with("file", &self.file));
