@@ -1,4 +1,4 @@
-//! THE write path. Nothing else in the program holds a [`MetaWrite`] or an [`ObjectWrite`].
+//! THE write path. Nothing else in the program holds a [`MetaWriter`] or an [`ObjectWrite`].
 //!
 //! A [`Change`] is cut into chunks that fit a transaction. Each chunk is ONE transaction: fence, the caller's conditions, the
 //! revision of everything it replaces, its writes, the pre-image, the audit entry and the step marker. So there is no moment at

@@ -71,7 +71,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Log {
     /// Takes the log of a physical channel, or begins it, and ends every other owner's. The executor must own the root.
     ///
-    /// A log that begins lies above every position that records have on the channel ([`super::adopt`]).
+    /// A log that begins lies above every position that records have on the channel.
     ///
     /// `Conflict` when a Milvus owns the channel, `Busy` when others take it as often as we do, `Corrupt` when its index is damaged.
     pub async fn open(executor: Arc<Executor>, pchannel: &str) -> Result<Arc<Self>> {
