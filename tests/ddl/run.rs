@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use falconer::engine::clock::SeededEntropy;
 use falconer::engine::error::{Error, ErrorKind, Result};
+use falconer::engine::format::keys::Family;
+use falconer::engine::format::pb::streaming::BroadcastTask;
 use falconer::engine::ids::{CollectionId, JobId, UnixMs};
 use falconer::engine::jobs::references::Keeper;
 use falconer::engine::jobs::runner::{Runner, RunnerHandle};
@@ -12,10 +15,12 @@ use falconer::engine::meta::scope::Scope;
 use falconer::engine::meta::{Event, MetaWriter, Span};
 use falconer::engine::model::catalog::Catalog;
 use falconer::engine::model::facts::Tolerances;
-use falconer::engine::model::jobs::{JobInfo, JobState};
+use falconer::engine::model::jobs::{JobInfo, JobKind, JobState};
 use falconer::engine::model::schema::{CollectionSpec, FieldSpec};
 use falconer::engine::plan::execute::{Executor, Parts};
 use falconer::engine::plan::{Ddl, Intent, Plan};
+
+use prost::Message as _;
 
 use crate::support::faults::{Faults, Stores, World};
 use crate::support::mem::MemStore;
@@ -150,29 +155,40 @@ fn passes(e: &Error) -> bool {
     e.is_transient() || e.kind() == ErrorKind::OutcomeUnknown
 }
 
-async fn job_of(runner: &RunnerHandle) -> Option<JobId> {
+async fn job_of(runner: &RunnerHandle, kind: JobKind) -> Option<JobId> {
     let mut view = runner.view.clone();
     loop {
         let now = view.borrow_and_update().clone();
         if now.known {
-            return now.jobs.first().map(|j| j.id);
+            let mut jobs = now.jobs.iter();
+            return jobs.find(|j| j.kind == kind).map(|j| j.id);
         }
         view.changed().await.ok()?;
     }
 }
 
-/// Starts the program: waits for the job that is there, or gives the order and waits; then until the root is given back.
+async fn unfinished(stores: &Stores) -> Result<bool> {
+    let prefix = Family::BroadcastTask.prefix(&roots());
+    let page = stores.meta.range_all(&Span::prefix(&prefix)).await?;
+    let mut tasks = page.kvs.iter();
+    Ok(tasks.any(|kv| BroadcastTask::decode(&*kv.value).unwrap().state != 5))
+}
+
+/// [`drive_to`] of a DDL.
 pub async fn drive(stores: &Stores, change: &Ddl) -> Result<()> {
+    let change = change.clone();
+    drive_to(stores, &Intent::Ddl { change }, JobKind::Ddl).await
+}
+
+/// Starts the program: waits for the job of this kind that is there, or gives the order and waits; then until the root is given back.
+pub async fn drive_to(stores: &Stores, intent: &Intent, kind: JobKind) -> Result<()> {
     let runner = runner(stores);
     let job = loop {
-        if let Some(job) = job_of(&runner).await {
+        if let Some(job) = job_of(&runner, kind).await {
             break job;
         }
         let begun = async {
-            let intent = Intent::Ddl {
-                change: change.clone(),
-            };
-            let plan = runner.plan(intent, Arc::default()).await?;
+            let plan = runner.plan(intent.clone(), Arc::default()).await?;
             let typed = plan.type_to_confirm.clone().unwrap_or_default();
             runner.apply(&plan.hash, &typed).await
         };
@@ -183,6 +199,13 @@ pub async fn drive(stores: &Stores, change: &Ddl) -> Result<()> {
         }
     };
     let info = runner.ended(job).await?;
+    // What a dead process left is taken up beside whatever else is done.
+    for _ in 0..60 {
+        match unfinished(stores).await {
+            Ok(true) => stores.clock.sleep(Duration::from_secs(1)).await,
+            _ => break,
+        }
+    }
     runner.stop().await;
     if info.state == JobState::Verified {
         return Ok(());

@@ -1,14 +1,16 @@
-//! Create, drop and truncate with every store operation failing before, after, and with the process dying.
+//! Create, drop and truncate of a collection, create, restore and drop of a snapshot, in a root that is ours: with every store operation
+//! failing before, after, and with the process dying.
 
 use std::collections::BTreeSet;
 
 use falconer::engine::format::keys::{Family, Key};
 use falconer::engine::format::pb;
 use falconer::engine::format::pb::common::SegmentState;
-use falconer::engine::ids::CollectionId;
-use falconer::engine::plan::Ddl;
+use falconer::engine::ids::{CollectionId, SnapshotId};
+use falconer::engine::model::jobs::JobKind;
+use falconer::engine::plan::{Ddl, Intent};
 
-use super::run::{LATER, catalog, create, drive, empty, remove};
+use super::run::{LATER, catalog, change, create, drive, drive_to, empty, remove};
 use crate::support::faults::{World, sweep_some};
 use crate::support::snapshots::{self as lab, ROOT, SMALL, Seed, all, collection, family, make};
 
@@ -76,22 +78,28 @@ async fn a_create_happens_once_through_every_fault() {
     assert!(points > 100, "{points}");
 }
 
+/// The small cluster with a snapshot and without an alias; with a collection made in it the root is ours.
+async fn prepared(ours: bool) -> Seed {
+    let seed = lab::small_seed(&lab::FLUSHED).await;
+    let prepared = seed.prepare(async |world: &World| {
+        let (db, of) = collection(&*world.meta, "metrics").await;
+        make(world, db, of, 470_660_334_431_990_001, "nightly", 2).await;
+        for (key, alias) in family::<pb::etcd::AliasInfo>(&*world.meta, Family::Alias).await {
+            if alias.collection_id == SMALL.0 {
+                remove(world, &key).await;
+            }
+        }
+        if ours {
+            let world = World::new(world.meta.clone(), world.objects.clone(), LATER);
+            change(&world, create("notes", 1)).await;
+        }
+    });
+    prepared.await.0
+}
+
 async fn seed() -> &'static Seed {
     static SEED: tokio::sync::OnceCell<Seed> = tokio::sync::OnceCell::const_new();
-    SEED.get_or_init(|| async {
-        let seed = lab::small_seed(&lab::FLUSHED).await;
-        let prepared = seed.prepare(async |world: &World| {
-            let (db, of) = collection(&*world.meta, "metrics").await;
-            make(world, db, of, 470_660_334_431_990_001, "nightly", 2).await;
-            for (key, alias) in family::<pb::etcd::AliasInfo>(&*world.meta, Family::Alias).await {
-                if alias.collection_id == SMALL.0 {
-                    remove(world, &key).await;
-                }
-            }
-        });
-        prepared.await.0
-    })
-    .await
+    SEED.get_or_init(|| prepared(false)).await
 }
 
 async fn world() -> World {
@@ -182,5 +190,75 @@ async fn a_truncate_ends_whole_through_every_fault() {
     };
     let points = sweep_some(SAMPLE, ROOT, world, drive, check).await;
     println!("truncate: {points} points");
+    assert!(points > 100, "{points}");
+}
+
+async fn owned() -> World {
+    static SEED: tokio::sync::OnceCell<Seed> = tokio::sync::OnceCell::const_new();
+    let world = SEED.get_or_init(|| prepared(true)).await.world();
+    World::new(world.meta, world.objects, LATER)
+}
+
+/// Names and states of the snapshots.
+async fn snapshots(world: &World) -> Vec<(String, i32)> {
+    let all = family::<pb::data::SnapshotInfo>(&*world.meta, Family::Snapshot).await;
+    let mut all: Vec<_> = all.into_iter().map(|(_, s)| (s.name, s.state)).collect();
+    all.sort();
+    all
+}
+
+const COMMITTED: i32 = pb::data::SnapshotState::Committed as i32;
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_of_ours_is_said_once_through_every_fault() {
+    let wanted = Intent::CreateSnapshot {
+        collection: SMALL,
+        name: "second".into(),
+        description: String::new(),
+        protection_secs: 0,
+        operation: None,
+    };
+    let drive = async |stores: &_| drive_to(stores, &wanted, JobKind::CreateSnapshot).await;
+    let check = async |world: &World, label: &str| {
+        settled(world, &[5, 40], label).await;
+        let both = ["nightly", "second"].map(|name| (name.to_owned(), COMMITTED));
+        assert_eq!(snapshots(world).await, both, "{label}");
+    };
+    let points = sweep_some(SAMPLE, ROOT, owned, drive, check).await;
+    println!("snapshot in a root of ours: {points} points");
+    assert!(points > 100, "{points}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restore_of_ours_is_said_once_through_every_fault() {
+    let wanted = Intent::Restore {
+        snapshot: SnapshotId(470_660_334_431_990_001),
+        database: "default".into(),
+        collection: "copy".into(),
+    };
+    let drive = async |stores: &_| drive_to(stores, &wanted, JobKind::Restore).await;
+    let check = async |world: &World, label: &str| {
+        settled(world, &[5, 39], label).await;
+        let seen = catalog(world).await;
+        let copies = seen.collections.values().filter(|c| &*c.name == "copy");
+        assert_eq!(copies.count(), 1, "{label}");
+    };
+    let points = sweep_some(SAMPLE, ROOT, owned, drive, check).await;
+    println!("restore in a root of ours: {points} points");
+    assert!(points > 100, "{points}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drop_of_a_snapshot_of_ours_is_said_once_through_every_fault() {
+    let wanted = Intent::DropSnapshot {
+        snapshot: SnapshotId(470_660_334_431_990_001),
+    };
+    let drive = async |stores: &_| drive_to(stores, &wanted, JobKind::DropSnapshot).await;
+    let check = async |world: &World, label: &str| {
+        settled(world, &[5, 41], label).await;
+        assert_eq!(snapshots(world).await, [], "{label}");
+    };
+    let points = sweep_some(SAMPLE, ROOT, owned, drive, check).await;
+    println!("drop of a snapshot in a root of ours: {points} points");
     assert!(points > 100, "{points}");
 }
