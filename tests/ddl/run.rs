@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use falconer::engine::clock::SeededEntropy;
 use falconer::engine::error::{Error, ErrorKind, Result};
@@ -200,12 +199,8 @@ pub async fn drive_to(stores: &Stores, intent: &Intent, kind: JobKind) -> Result
     };
     let info = runner.ended(job).await?;
     // What a dead process left is taken up beside whatever else is done.
-    for _ in 0..60 {
-        match unfinished(stores).await {
-            Ok(true) => stores.clock.sleep(Duration::from_secs(1)).await,
-            _ => break,
-        }
-    }
+    let mut shown = runner.broadcasts.clone();
+    while matches!(unfinished(stores).await, Ok(true)) && shown.changed().await.is_ok() {}
     runner.stop().await;
     if info.state == JobState::Verified {
         return Ok(());
